@@ -1,0 +1,101 @@
+"""What Python users call: train a recipe, load a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtlcore import checkpoint
+from mtlcore.errors import UserError
+from mtlcore.recipe import Recipe
+from mtlcore.recipe_file import read_recipe, write_recipe
+from mtlcore.run import Run
+from mtlcore.trainer import Trainer
+
+RECIPE = "recipe.yaml"
+
+
+def train(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool | str | Path = False,
+) -> Run:
+    """Train a recipe and return the finished run.
+
+    `overrides` are ``key=value`` strings, e.g. ``"training.learning_rate=1e-4"``. `resume=True`
+    goes on from the newest checkpoint in the run's folder, a path from that checkpoint; without
+    it a folder that already holds a run is an error.
+    """
+    loaded = read_recipe(recipe, overrides)
+    folder = Path(loaded.recipe.training.output_dir or Path("runs") / Path(recipe).stem)
+    start = _checkpoint_to_resume(folder, resume)
+    run = Run(loaded.recipe, folder)
+    for note in loaded.notes:
+        run.note(note)
+    for task in run.tasks:
+        run.note(task.describe())
+    trainer = Trainer(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_recipe(loaded.recipe, folder / RECIPE)
+    if start is not None:
+        checkpoint.restore(trainer, start)
+        run.note(f"resumed from {start} at step {run.step}")
+    trainer.train()
+    return run
+
+
+def _checkpoint_to_resume(folder: Path, resume: bool | str | Path) -> Path | None:
+    """Which checkpoint to start from; refuses to train over an existing run."""
+    if isinstance(resume, str | Path) and str(resume) != "auto":
+        if not (Path(resume) / checkpoint.STATE).is_file():
+            raise UserError(
+                f"{resume} is no checkpoint", fix="give a folder like runs/x/checkpoints/step-000200"
+            )
+        return Path(resume)
+    found = checkpoint.checkpoints(folder)
+    if resume:
+        if not found:
+            raise UserError(
+                f"there is no checkpoint in {folder}", fix="train without --resume first"
+            )
+        return found[-1]
+    if (folder / "metrics.jsonl").exists() or found:
+        raise UserError(
+            f"{folder} already holds a run",
+            where="training.output_dir",
+            fix="go on with --resume, choose another training.output_dir, or delete the folder",
+        )
+    return None
+
+
+def load(folder: str | Path, *, step: int | None = None) -> Run:
+    """Load a finished (or interrupted) run with the adapters it ended with.
+
+    That is the best checkpoint when the recipe asks for it, else the newest; `step` picks another.
+    """
+    folder = Path(folder)
+    if not (folder / RECIPE).is_file():
+        raise UserError(f"{folder} holds no run", fix="give the folder of a run, e.g. runs/demo")
+    recipe: Recipe = read_recipe(folder / RECIPE).recipe
+    chosen = _checkpoint_to_load(folder, recipe, step)
+    run = Run(recipe, folder)
+    checkpoint.load_adapters(run, chosen)
+    return run
+
+
+def _checkpoint_to_load(folder: Path, recipe: Recipe, step: int | None) -> Path:
+    found = checkpoint.checkpoints(folder)
+    if step is not None:
+        chosen = checkpoint.checkpoint_folder(folder, step)
+        if chosen not in found:
+            steps = ", ".join(path.name for path in found) or "none"
+            raise UserError(f"{folder} has no checkpoint of step {step}", fix=f"it has: {steps}")
+        return chosen
+    if not found:
+        raise UserError(f"{folder} has no checkpoint", fix="train it first (mtlcore train)")
+    if recipe.training.load_best_model_at_end:
+        best = checkpoint.best_step(found[-1])
+        if best is not None:
+            return checkpoint.checkpoint_folder(folder, best)
+    return found[-1]

@@ -1,0 +1,172 @@
+"""Where a backward pass puts gradients: J [T, P] of the shared weights, and each task's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mtlcore.model.layout import Adapter
+    from mtlcore.model.lora import MultiTaskLora
+
+
+class Slot(NamedTuple):
+    """One parameter and its columns [start, stop): of J when `owner` is None, else of `own`."""
+
+    name: str
+    parameter: nn.Parameter
+    owner: int | None
+    start: int
+    stop: int
+
+
+class Arena:
+    """Flat gradient memory for one step, and the map from parameters to its columns.
+
+    `rows` [T, P] holds row t = the gradient of task t's loss sum with respect to the P weights
+    that several tasks share; when the task weights are known before the backward pass it is
+    folded into a single row [1, P] = sum_t w_t row t, and no [T, P] memory is taken.
+    `own` [Q] holds the gradients of adapters of a single task, ordered by task.
+
+    fp32 for half-precision and fp32 weights, fp64 for fp64 weights.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, MultiTaskLora],
+        others: Sequence[tuple[str, nn.Parameter]],
+        task_count: int,
+    ) -> None:
+        self.task_count = task_count
+        self.slots: list[Slot] = []
+        self._layers = list(layers.values())
+        self._folded: list[float] | None = None
+        self._targets: dict[int, list[list[list[Tensor]]]] = {}
+        self.shared_size = self.own_size = 0
+        for name, layer, adapter, factor in _factors(layers):
+            if adapter.owner is None:
+                self._append(f"{name}.{factor}.{adapter.name}", getattr(layer, factor)[adapter.name])
+        for name, parameter in others:
+            self._append(name, parameter)
+        for task in range(task_count):
+            for name, layer, adapter, factor in _factors(layers):
+                if adapter.owner == task:
+                    key = f"{name}.{factor}.{adapter.name}"
+                    self._append(key, getattr(layer, factor)[adapter.name], owner=task)
+        first = self.slots[0].parameter
+        self.dtype = torch.promote_types(first.dtype, torch.float32)
+        self.device = first.device
+        self.rows = torch.empty(0, self.shared_size, dtype=self.dtype, device=self.device)
+        self.own = torch.zeros(self.own_size, dtype=self.dtype, device=self.device)
+
+    def _append(self, name: str, parameter: nn.Parameter, owner: int | None = None) -> None:
+        start = self.shared_size if owner is None else self.own_size
+        stop = start + parameter.numel()
+        self.slots.append(Slot(name, parameter, owner, start, stop))
+        if owner is None:
+            self.shared_size = stop
+        else:
+            self.own_size = stop
+
+    def own_columns(self, task: int) -> slice:
+        """The columns of `own` that belong to one task."""
+        mine = [slot for slot in self.slots if slot.owner == task]
+        return slice(mine[0].start, mine[-1].stop) if mine else slice(0, 0)
+
+    def scopes(self, scope: str) -> list[tuple[str, int, int]]:
+        """Contiguous columns of J by "model", "layer" (one block of the network) or "factor"."""
+        if scope == "model":
+            return [("model", 0, self.shared_size)]
+        if scope not in ("layer", "factor"):
+            raise ValueError(f"scope must be model, layer or factor, found {scope!r}")
+        scopes: list[tuple[str, int, int]] = []
+        for slot in self.slots:
+            if slot.owner is None:
+                key = slot.name if scope == "factor" else block_name(slot.name)
+                if scopes and scopes[-1][0] == key:
+                    scopes[-1] = (key, scopes[-1][1], slot.stop)
+                else:
+                    scopes.append((key, slot.start, slot.stop))
+        return scopes
+
+    def clear(self, folded: Sequence[float] | None = None) -> None:
+        """Zero the memory for a new step; `folded` [T] are task weights known beforehand."""
+        count = self.task_count if folded is None else 1
+        if self.rows.shape[0] != count:
+            self.rows = torch.empty(count, self.shared_size, dtype=self.dtype, device=self.device)
+            self._targets.clear()
+        self.rows.zero_()
+        self.own.zero_()
+        self._folded = None if folded is None else list(folded)
+        if not self._targets:
+            self._targets = self._views()
+
+    def add(
+        self,
+        layer: MultiTaskLora,
+        adapter: int,
+        factor: int,
+        task: int,
+        left: Tensor,
+        right: Tensor,
+        scale: float,
+    ) -> None:
+        """Add ``scale * leftᵀ right``, the gradient of one factor (0 = A, 1 = B) from one task.
+
+        left [n, r], right [n, in or out], both of the task's own tokens.
+        """
+        targets = self._targets[id(layer)][adapter][factor]
+        if len(targets) == 1:
+            target = targets[0]
+            if self._folded is not None and layer.layout.adapters[adapter].owner is None:
+                scale *= self._folded[task]
+        else:
+            target = targets[task]
+        if target.dtype == left.dtype:
+            target.addmm_(left.t(), right, alpha=scale)
+        else:  # half precision: the product is rounded once, the sum stays in fp32
+            target.add_(left.t() @ right, alpha=scale)
+
+    def add_rows(self, task: int, grads: Mapping[int, Tensor]) -> None:
+        """Add the gradients of one task, by slot number: what `multi_pass` computes."""
+        for index, grad in grads.items():
+            slot = self.slots[index]
+            target = self.rows[task] if slot.owner is None else self.own
+            target[slot.start : slot.stop].add_(grad.reshape(-1))
+
+    def _views(self) -> dict[int, list[list[list[Tensor]]]]:
+        """layer -> adapter -> factor -> the matrices to add to, one per row of J (or just one)."""
+        where = {id(slot.parameter): slot for slot in self.slots}
+        views: dict[int, list[list[list[Tensor]]]] = {}
+        for layer in self._layers:
+            views[id(layer)] = []
+            for adapter in layer.layout.adapters:
+                pair = []
+                for factor in (layer.lora_A, layer.lora_B):
+                    slot = where[id(factor[adapter.name])]
+                    shape = slot.parameter.shape
+                    memory = self.own.unsqueeze(0) if slot.owner is not None else self.rows
+                    pair.append(
+                        list(memory[:, slot.start : slot.stop].unflatten(1, shape).unbind(0))
+                    )
+                views[id(layer)].append(pair)
+        return views
+
+
+def _factors(
+    layers: Mapping[str, MultiTaskLora],
+) -> Iterator[tuple[str, MultiTaskLora, Adapter, str]]:
+    for name, layer in layers.items():
+        for adapter in layer.layout.adapters:
+            for factor in ("lora_A", "lora_B"):
+                yield name, layer, adapter, factor
+
+
+def block_name(path: str) -> str:
+    """The block of the network that a module lies in: its path up to the first number."""
+    match = re.match(r"(.*?\.\d+)\.", path)
+    return match[1] if match else path

@@ -1,0 +1,145 @@
+"""Everything a run needs to go on as if it had never stopped, in safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtlcore.errors import UserError
+
+if TYPE_CHECKING:
+    from mtlcore.run import Run
+    from mtlcore.trainer import Trainer
+
+ADAPTERS, OPTIMIZER, COMPONENTS, STATE = (
+    "adapters.safetensors",
+    "optimizer.safetensors",
+    "components.safetensors",
+    "state.json",
+)
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run_folder / "checkpoints" / f"step-{step:06d}"
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    return sorted((run_folder / "checkpoints").glob("step-[0-9]*"))
+
+
+def save(trainer: Trainer) -> Path:
+    """Write a checkpoint into a folder beside its place, then rename it.
+
+    No generator needs saving: every draw is a function of (seed, step).
+    """
+    run = trainer.run
+    final = checkpoint_folder(run.folder, run.step)
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _save_tensors(partial / ADAPTERS, run.model.adapter_state())
+    optimizer = trainer.optimizer.state_dict()["state"]
+    _save_tensors(
+        partial / OPTIMIZER,
+        {f"{i}.{key}": value for i, state in optimizer.items() for key, value in state.items()},
+    )
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for key, component in run.components.items():
+        for name, value in component.state_dict().items():
+            if isinstance(value, Tensor):
+                tensors[f"{key}/{name}"] = value
+            else:
+                values.setdefault(key, {})[name] = value
+    _save_tensors(partial / COMPONENTS, tensors)
+    state = {
+        "step": run.step,
+        "rows_drawn": run.rows_drawn,
+        "scheduler": trainer.scheduler.state_dict(),
+        "progress": trainer.progress_state(),
+        "components": values,
+    }
+    (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+    if final.exists():  # the same step saved again: it holds the same run
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    return final
+
+
+def restore(trainer: Trainer, folder: Path) -> None:
+    """Set run and trainer to the state of a checkpoint; anything missing is an error."""
+    run = trainer.run
+    state = load_adapters(run, folder)
+    saved = _load_tensors(folder / OPTIMIZER)
+    grouped: dict[int, dict[str, Tensor]] = {}
+    for name, value in saved.items():
+        index, _, key = name.partition(".")
+        grouped.setdefault(int(index), {})[key] = value
+    current = trainer.optimizer.state_dict()
+    trainer.optimizer.load_state_dict({"state": grouped, "param_groups": current["param_groups"]})
+    trainer.scheduler.load_state_dict(state["scheduler"])
+    for group, rate in zip(
+        trainer.optimizer.param_groups, state["scheduler"]["_last_lr"], strict=True
+    ):
+        group["lr"] = rate
+    tensors = _load_tensors(folder / COMPONENTS)
+    for key, component in run.components.items():
+        mine = {n.rpartition("/")[2]: t for n, t in tensors.items() if n.rpartition("/")[0] == key}
+        component.load_state_dict({**mine, **state["components"].get(key, {})})
+    run.rows_drawn = list(state["rows_drawn"])
+    trainer.load_progress_state(state["progress"])
+
+
+def load_adapters(run: Run, folder: Path) -> dict[str, Any]:
+    """Set the adapters and the step of a run from a checkpoint; returns its JSON state."""
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {STATE}: {error}", where=str(folder), fix="choose another checkpoint"
+        ) from error
+    run.model.load_adapter_state(_load_tensors(folder / ADAPTERS))
+    run.step = int(state["step"])
+    return state
+
+
+def prune(run_folder: Path, keep: int | None, best: int | None) -> None:
+    """Delete the oldest checkpoints beyond `keep`, never the best one."""
+    if keep is None:
+        return
+    old = checkpoints(run_folder)[:-keep]
+    spared = None if best is None else checkpoint_folder(run_folder, best)
+    for folder in old:
+        if folder != spared:
+            shutil.rmtree(folder)
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own type, OSError and more
+        raise UserError(
+            f"cannot read {path.name}: {error}",
+            where=str(path.parent),
+            fix="choose another checkpoint",
+        ) from error
+
+
+def best_step(folder: Path) -> int | None:
+    """The step of the best evaluation up to a checkpoint, if any was judged."""
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    best = state["progress"]["best_step"]
+    return None if best is None else int(best)

@@ -1,0 +1,70 @@
+"""The options of a component: its constructor's keyword arguments, checked and described."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from mtlcore.components import Component
+from mtlcore.errors import Problem, RecipeError, did_you_mean
+
+# A field may not be called like a member of BaseModel, an option may: fields have a prefix.
+PREFIX = "option_"
+
+
+def option_model(cls: type[Component]) -> type[BaseModel]:
+    """A pydantic model of the constructor's arguments.
+
+    Raises TypeError for arguments that a recipe cannot give: untyped, positional, `**kwargs`.
+    """
+    fields: dict[str, Any] = {}
+    if cls.__init__ is not object.__init__:
+        hints = typing.get_type_hints(cls.__init__, include_extras=True)
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        for parameter in parameters:
+            name = parameter.name
+            if parameter.kind is not parameter.KEYWORD_ONLY or name not in hints:
+                raise TypeError(
+                    f"option {name!r} of {cls.__module__}.{cls.__qualname__} must be a typed "
+                    f"keyword-only argument, e.g. `def __init__(self, *, {name}: float = 1.0)`"
+                )
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[PREFIX + name] = (hints[name], Field(default, alias=name))
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return create_model(cls.__name__, __config__=config, **fields)
+
+
+def check_options(cls: type[Component], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The given options, checked and converted; all that is wrong with them is one RecipeError."""
+    model = option_model(cls)
+    try:
+        checked = model.model_validate(dict(options))
+    except ValidationError as error:
+        raise RecipeError(_problem(cls, item, where) for item in error.errors()) from None
+    return {name.removeprefix(PREFIX): getattr(checked, name) for name in checked.model_fields_set}
+
+
+def describe_options(cls: type[Component]) -> dict[str, Any]:
+    """JSON schema of the options: "properties" with types, ranges and defaults, and "required"."""
+    schema = option_model(cls).model_json_schema()
+    properties = schema.get("properties", {})
+    for described in properties.values():
+        described.pop("title", None)
+    return {"properties": properties, "required": schema.get("required", [])}
+
+
+def _problem(cls: type[Component], error: Any, where: str) -> Problem:
+    """One pydantic error in our words: argument, rule, value found, nearest valid spelling."""
+    option = ".".join(str(part) for part in error["loc"])
+    known = [name.removeprefix(PREFIX) for name in option_model(cls).model_fields]
+    if error["type"] == "extra_forbidden":
+        message = f"{cls.kind}.{option} is not an option of {cls.name!r}"
+        return Problem(where, message, did_you_mean(option, known))
+    if error["type"] == "missing":
+        return Problem(where, f"{cls.kind}.{option} is required by {cls.name!r}", f"add {option}")
+    rule = error["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
+    return Problem(where, f"{cls.kind}.{option} {rule}, found {error['input']!r}")

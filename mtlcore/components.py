@@ -1,0 +1,264 @@
+"""What a plugin derives from: one base class for each kind of component.
+
+A component is a class with a `name`; its options are the typed keyword arguments of its
+constructor, and its hooks are methods named `mtlcore_*`, which the base class marks. This file
+imports no torch, so that plugins can be listed quickly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from mtlcore.errors import UserError
+from mtlcore.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from mtlcore.data.example import Example
+    from mtlcore.data.tasks import Task
+    from mtlcore.evaluation.predictions import Prediction
+    from mtlcore.run import Run
+
+# Types for options: the recipe is checked against them, and the schema shows their ranges.
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Count = Annotated[int, Ge(1)]
+Scope = Literal["model", "layer", "factor"]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term added to what is minimised, and what it acts on.
+
+    on "weights": `value` is a scalar, differentiable in the trainable weights; its gradient is
+        added after the tasks were combined.
+    on "task": `value` [T] holds sums over the labelled tokens of each task in this batch; they are
+        added to the sums of the token losses.
+    on "batch": `value` is a scalar of this batch; it has a backward of its own.
+    """
+
+    name: str
+    on: Literal["weights", "task", "batch"]
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of an audit: what was measured, where, and whether it is beyond its limit."""
+
+    name: str
+    task: str
+    value: float
+    message: str
+    failed: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: a title, paragraphs of plain text, and a table (column -> values)."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    table: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+class Component:
+    """Base of everything that a recipe names.
+
+    The first line of a subclass's docstring is its summary in `mtlcore plugins list`.
+    """
+
+    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""  # title (venue), URL
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Mark every method named `mtlcore_*`: without its marker an override would be lost."""
+        super().__init_subclass__(**options)
+        for attribute, value in vars(cls).items():
+            is_hook = attribute.startswith("mtlcore_") and isinstance(value, FunctionType)
+            if is_hook and not hasattr(value, "mtlcore_impl"):
+                hookimpl(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and JSON values by name."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        if state:
+            raise ValueError(
+                f"{self.kind} {self.name!r} keeps no state, found {', '.join(sorted(state))}"
+            )
+
+
+def rows_per_step(run: Run) -> int:
+    """Rows of one optimizer step: all its micro-batches on all ranks."""
+    from mtlcore.distributed import world_size
+
+    training = run.recipe.training
+    per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return per_rank * world_size()
+
+
+class Weighting(Component):
+    """Gives each task present in the step its weight: implement `mtlcore_weigh_tasks`."""
+
+    kind = "weighting"
+    needs: ClassVar[Literal["nothing", "losses", "gramian", "rows"]] = "gramian"
+    native_scale: ClassVar[str] = ""  # what the weights sum to, in words
+    scope: Scope = "model"  # whether weights are [T] for the model, or [S, T] by layer or factor
+
+
+class Sampler(Component):
+    """Says how many rows of each task a step takes: implement `shares`."""
+
+    kind = "sampling"
+
+    def shares(self, run: Run, step: int) -> list[float]:
+        """The expected share of each task in the step's rows: [T], not negative, sum 1."""
+        raise NotImplementedError(f"sampling {self.name!r} must implement `shares`")
+
+    def mtlcore_plan_step(self, run: Run, step: int) -> list[int]:
+        """Draw the counts by systematic sampling.
+
+        Each count is its expectation rounded up or down, and right on average over the steps.
+        """
+        import torch
+
+        shares = self._checked_shares(run, step)
+        total = rows_per_step(run)
+        generator = run.generator(step, "sampling")
+        offset = torch.rand((), generator=generator, dtype=torch.float64).item()
+        counts, reached, expected = [], 0, 0.0
+        for share in shares:
+            expected += total * share
+            # Points stand at offset, offset + 1, ...: those below `expected` are taken so far.
+            taken = max(reached, math.ceil(expected - offset))
+            counts.append(taken - reached)
+            reached = taken
+        # The sum of the shares may miss 1 by rounding: the last task with a share gets the rest.
+        last = max(index for index, share in enumerate(shares) if share > 0)
+        counts[last] += total - reached
+        return counts
+
+    def _checked_shares(self, run: Run, step: int) -> list[float]:
+        shares = [float(share) for share in self.shares(run, step)]
+        if len(shares) != len(run.tasks):
+            raise ValueError(
+                f"sampling {self.name!r} gave {len(shares)} shares for {len(run.tasks)} tasks"
+            )
+        if not all(share >= 0 for share in shares) or not abs(sum(shares) - 1) < 1e-6:
+            raise ValueError(
+                f"shares of sampling {self.name!r} must be >= 0 with sum 1, found {shares}"
+            )
+        return shares
+
+
+class RowChooser(Component):
+    """Says which rows of its tasks a step takes: implement `choose`."""
+
+    kind = "rows"
+    tasks: tuple[str, ...] = ()  # names of the tasks it serves; set by the framework
+
+    def choose(self, run: Run, step: int, task: Task, count: int) -> list[int]:
+        """`count` row ids in 0 .. len(task.train) - 1."""
+        raise NotImplementedError(f"rows {self.name!r} must implement `choose`")
+
+    def mtlcore_choose_rows(self, run: Run, step: int, task: Task, count: int) -> list[int] | None:
+        """Choose for the tasks of this chooser, pass on the others."""
+        return self.choose(run, step, task, count) if task.name in self.tasks else None
+
+
+class Regularizer(Component):
+    """Adds penalties to what is minimised: implement `mtlcore_penalties`."""
+
+    kind = "regularization"
+    acts_on: ClassVar[Literal["weights", "task", "batch"]] = "weights"
+
+
+class Evaluator(Component):
+    """Scores the predictions of its tasks: implement `score`."""
+
+    kind = "evaluation"
+    tasks: tuple[str, ...] = ()  # names of the tasks it scores; set by the framework
+    greater_is_better: ClassVar[bool] = True
+    best: ClassVar[float] = 1.0  # the score of perfect predictions
+    inputs: ClassVar[Literal["output", "label"]] = "output"  # generated text, or the chosen option
+
+    def score(self, predictions: Sequence[Prediction]) -> float:
+        """One number for all predictions of a task."""
+        raise NotImplementedError(f"evaluation {self.name!r} must implement `score`")
+
+    def normalized(self, score: float) -> float:
+        """The score mapped to 0 (worst) .. 1 (best), for the overall score of a run.
+
+        Where more is better: its share of `best`. Where less is better: 1 / (1 + distance to
+        `best`). A metric with another range overrides this.
+        """
+        if self.greater_is_better:
+            return score / self.best
+        return 1 / (1 + abs(score - self.best))
+
+    def details(self) -> dict[str, Any]:
+        """What someone needs to compare the score with another tool's: library, signature."""
+        return {}
+
+    def require(self, predictions: Sequence[Prediction]) -> None:
+        """Refuse what cannot be scored: no predictions, or rows without a label."""
+        if not predictions:
+            raise UserError(f"{self.name} has no predictions to score")
+        if self.inputs != "label":
+            return
+        for prediction in predictions:
+            if prediction.label is None:
+                raise UserError(
+                    f"{self.name} compares class labels, and row {prediction.row} has none",
+                    where=f"tasks.{prediction.task}.metrics",
+                    fix="use a metric on text (exact_match), or a format with options",
+                )
+
+    def mtlcore_evaluate(
+        self, run: Run, task: Task, predictions: Sequence[Prediction]
+    ) -> dict[str, float] | None:
+        """Score the tasks of this evaluator, pass on the others."""
+        if task.name not in self.tasks:
+            return None
+        self.require(predictions)
+        return {self.name: float(self.score(predictions))}
+
+
+class Format(Component):
+    """Turns a raw row into an `Example`: implement `example`."""
+
+    kind = "format"
+    columns: ClassVar[dict[str, str]] = {}  # required column -> what it holds
+
+    def prepare(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Read the train rows once before the first example, e.g. to collect the label set."""
+
+    def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
+        """The tokens and labels of one row; raises `RowError` for a bad one."""
+        raise NotImplementedError(f"format {self.name!r} must implement `example`")
+
+
+class Auditor(Component):
+    """Looks for bias and other faults in predictions: implement `mtlcore_audit`."""
+
+    kind = "auditing"
+
+
+class Logger(Component):
+    """Sends the records of a run elsewhere: implement `mtlcore_step_end` and its kin."""
+
+    kind = "logging"

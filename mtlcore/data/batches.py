@@ -1,0 +1,131 @@
+"""The rows of each step, and the flat batch they become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mtlcore.data.example import IGNORED, Example
+from mtlcore.errors import MtlcoreError
+from mtlcore.model.layout import Segment, row_segments
+
+if TYPE_CHECKING:
+    from mtlcore.run import Run
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of several tasks, sorted by task.
+
+    Flat form: `input_ids` and `position_ids` [1, N], the rows one after another without padding,
+    `row_lengths` their lengths. Padded form (for models whose attention cannot be replaced):
+    `input_ids` [rows, length] with `attention_mask`, `row_lengths` None.
+
+    Of the L labelled positions: `label_index` [L] where the logits that predict them stand among
+    all tokens, `labels` [L] the tokens to predict, `label_rows` [L] their row,
+    `label_tasks` [L] their task.
+    """
+
+    examples: tuple[Example, ...]
+    rows: tuple[Segment, ...]
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    row_lengths: tuple[int, ...] | None
+    label_index: Tensor
+    labels: Tensor
+    label_rows: Tensor
+    label_tasks: Tensor
+    counts: tuple[int, ...]
+    """[T] labelled tokens of each task."""
+    tokens: tuple[int, ...]
+    """[T] tokens of each task, padding left out."""
+
+
+def collate(
+    examples: Sequence[Example],
+    tasks: Sequence[int],
+    task_count: int,
+    *,
+    flat: bool = True,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """Build a batch from examples and their task indices; rows come out sorted by task."""
+    order = sorted(range(len(examples)), key=lambda i: tasks[i])
+    examples = [examples[i] for i in order]
+    tasks = [tasks[i] for i in order]
+    lengths = [len(example.input_ids) for example in examples]
+    width = 0 if flat else max(lengths)
+    ids: list[int] = []
+    positions: list[int] = []
+    index: list[int] = []
+    labels: list[int] = []
+    label_rows: list[int] = []
+    for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+        start = len(ids)
+        padding = max(width - length, 0)
+        ids += [*example.input_ids, *[0] * padding]
+        positions += [*range(length), *[0] * padding]
+        for position in range(1, length):
+            label = example.labels[position]
+            if label != IGNORED:
+                index.append(start + position - 1)
+                labels.append(label)
+                label_rows.append(row)
+    shape = (1, -1) if flat else (len(examples), width)
+    mask = None
+    if not flat:
+        mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long().to(device)
+    counts, tokens = [0] * task_count, [0] * task_count
+    for row in label_rows:
+        counts[tasks[row]] += 1
+    for task, length in zip(tasks, lengths, strict=True):
+        tokens[task] += length
+    row_of_label = torch.tensor(label_rows, dtype=torch.long, device=device)
+    return Batch(
+        examples=tuple(examples),
+        rows=row_segments(tasks),
+        input_ids=torch.tensor(ids, device=device).view(shape),
+        position_ids=torch.tensor(positions, device=device).view(shape),
+        attention_mask=mask,
+        row_lengths=tuple(lengths) if flat else None,
+        label_index=torch.tensor(index, dtype=torch.long, device=device),
+        labels=torch.tensor(labels, dtype=torch.long, device=device),
+        label_rows=row_of_label,
+        label_tasks=torch.tensor(tasks, device=device)[row_of_label],
+        counts=tuple(counts),
+        tokens=tuple(tokens),
+    )
+
+
+def plan_rows(run: Run, step: int) -> list[Example]:
+    """The examples of one step over all ranks, sorted by task, and the count drawn is noted.
+
+    Three hooks decide: how many rows of each task, which ones, and which to add. All of them draw
+    from generators seeded by (seed, step), so every rank and every resumed run sees the same rows.
+    """
+    counts = run.plugins.hook.mtlcore_plan_step(run=run, step=step)
+    names = [task.name for task in run.tasks]
+    if counts is None or len(counts) != len(names) or min(counts) < 0 or sum(counts) == 0:
+        raise MtlcoreError(f"mtlcore_plan_step gave {counts} as rows of the tasks {names}")
+    examples: list[Example] = []
+    for task, count in zip(run.tasks, counts, strict=True):
+        if not count:
+            continue
+        rows = run.plugins.hook.mtlcore_choose_rows(run=run, step=step, task=task, count=count)
+        if rows is None or len(rows) != count:
+            raise MtlcoreError(f"mtlcore_choose_rows gave {rows} as {count} rows of {task.name!r}")
+        examples += [task.train[row] for row in rows]
+        run.rows_drawn[task.index] += count
+    for added in run.plugins.hook.mtlcore_add_rows(run=run, step=step, rows=examples):
+        examples += added
+    order = {name: index for index, name in enumerate(names)}
+    return sorted(examples, key=lambda example: order[example.task])
+
+
+def deal(examples: Sequence[Example], hands: int) -> list[Sequence[Example]]:
+    """Deal the rows of a step to micro-batches (and ranks), each as mixed as the whole."""
+    return [examples[hand::hands] for hand in range(hands) if examples[hand::hands]]

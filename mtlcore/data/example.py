@@ -1,0 +1,46 @@
+"""One row as the model sees it, and the error of a row that cannot become one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+IGNORED = -100
+"""The label of a token that is not trained on (the name and value of Hugging Face)."""
+
+
+class RowError(ValueError):
+    """A row that its format cannot use; the message says why, the loader adds the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One tokenised row.
+
+    `input_ids` and `labels` have the same length; `labels` is -100 where a token is not trained on,
+    and always at position 0, which nothing predicts. The first `prompt_length` tokens are what the
+    model is given when it answers.
+    """
+
+    task: str
+    row: int
+    """Row number in the file of its split, from 0."""
+    prompt: str
+    target: str
+    """The text to be learned, and what an answer is compared with."""
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    prompt_length: int
+    options: tuple[str, ...] = ()
+    """Classification: the words, in the order of the label set."""
+    option_ids: tuple[tuple[int, ...], ...] = ()
+    """Classification: the tokens of each word as they follow the prompt."""
+    label: int | None = None
+    """Classification: index of the right word in `options`."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """The row's columns, by the file's names and by the format's names."""
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.input_ids):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.input_ids)} tokens")

@@ -1,0 +1,203 @@
+"""Bytes of a file -> rows: JSON lines, JSON, CSV, TSV and parquet."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtlcore.data.fields import kind_of
+
+Row = dict[str, Any]
+
+WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class DamagedFileError(Exception):
+    """The file as a whole cannot be read; `line` where that is known (from 1)."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+@dataclass
+class Table:
+    """What a reader found: rows, the line each begins on (text files), lines that are no row."""
+
+    rows: list[Row] = field(default_factory=list)
+    lines: list[int] | None = field(default_factory=list)
+    columns: tuple[str, ...] | None = None
+    """The file's own header; None where each row has its own keys."""
+    bad: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, row: Row, line: int) -> None:
+        """Note one good row of a text file."""
+        assert self.lines is not None
+        self.rows.append(row)
+        self.lines.append(line)
+
+
+def read_json_lines(data: bytes) -> Table:
+    """One JSON object per line; a BOM, CRLF and blank lines are accepted."""
+    table = Table()
+    # Split at \n only: JSON texts may hold other line separators, such as U+2028.
+    for number, line in enumerate(io.BytesIO(_without_bom(data)), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            table.bad.append((number, _not_utf8(error)))
+        except json.JSONDecodeError as error:
+            table.bad.append((number, f"broken JSON: {error.msg} (column {error.colno})"))
+        except (ValueError, RecursionError) as error:
+            table.bad.append((number, f"unreadable JSON: {error}"))
+        else:
+            if isinstance(row, dict):
+                table.add(row, number)
+            else:
+                table.bad.append((number, f"a JSON object is expected, found {kind_of(row)}"))
+    return table
+
+
+def read_json(data: bytes) -> Table:
+    """A JSON list of objects; JSON lines under this name are read as what they are."""
+    if not data.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"["):
+        table = read_json_lines(data)
+        if table.bad and not table.rows:
+            line, why = table.bad[0]
+            raise DamagedFileError(
+                f"{why}; a list of objects, or one object per line, is expected", line
+            )
+        return table
+    text, table, decoder = _decode(data), Table(), json.JSONDecoder()
+    position, line = text.index("[") + 1, 1
+    start = 0
+    position = _skip_space(text, position)
+    more = text[position : position + 1] != "]"
+    while more:
+        position = _skip_space(text, position)
+        line += text.count("\n", start, position)
+        start = position
+        try:
+            row, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            raise DamagedFileError(f"broken JSON: {error.msg}", error.lineno) from None
+        except (ValueError, RecursionError) as error:
+            raise DamagedFileError(f"unreadable JSON: {error}", line) from None
+        if isinstance(row, dict):
+            table.add(row, line)
+        else:
+            table.bad.append((line, f"a JSON object is expected, found {kind_of(row)}"))
+        position = _skip_space(text, position)
+        more = text[position : position + 1] == ","
+        if not more and text[position : position + 1] != "]":
+            raise DamagedFileError("broken JSON: ',' or ']' is missing", _line_of(text, position))
+        position += more
+    if text[position + 1 :].strip():
+        raise DamagedFileError("broken JSON: something follows the list", _line_of(text, position))
+    return table
+
+
+def read_csv(data: bytes, *, delimiter: str = ",") -> Table:
+    """Comma-separated values with a header line; every value is a text."""
+    text, table = _decode(data), Table()
+    with _unlimited_cells():
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        line = 1
+        try:
+            header = next(reader, None)
+            if header is None:
+                raise DamagedFileError("the file is empty; a header line is expected")
+            doubled = {name for name in header if header.count(name) > 1}
+            if doubled:
+                raise DamagedFileError(f"the header names {sorted(doubled)} more than once", 1)
+            line = reader.line_num + 1
+            for cells in reader:
+                if len(cells) == len(header):
+                    table.add(dict(zip(header, cells, strict=True)), line)
+                elif cells:
+                    why = f"{len(cells)} cells where the header has {len(header)}"
+                    table.bad.append((line, why))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DamagedFileError(
+                f"broken row: {error} (is a quote inside it doubled?)", line
+            ) from None
+    table.columns = tuple(header)
+    return table
+
+
+def read_tsv(data: bytes) -> Table:
+    """Tab-separated values with a header line."""
+    return read_csv(data, delimiter="\t")
+
+
+def read_parquet(data: bytes) -> Table:
+    """A parquet file."""
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        content = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DamagedFileError(f"not a whole parquet file: {error}") from None
+    return Table(content.to_pylist(), None, tuple(content.column_names))
+
+
+READERS: dict[str, Callable[[bytes], Table]] = {
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+}
+"""The reader of each file-name ending; all but parquet also with .gz after it."""
+
+
+def _without_bom(data: bytes) -> bytes:
+    if data.startswith(WIDE_BOMS):
+        raise DamagedFileError("the file is UTF-16; save it as UTF-8", 1)
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _decode(data: bytes) -> str:
+    data = _without_bom(data)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = 1 + data.count(b"\n", 0, error.start)
+        raise DamagedFileError(_not_utf8(error), line) from None
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte 0x{error.object[error.start]:02x}); save the file as UTF-8"
+
+
+def _line_of(text: str, position: int) -> int:
+    return 1 + text.count("\n", 0, position)
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = SPACE.match(text, position)
+    return match.end() if match else position
+
+
+@contextmanager
+def _unlimited_cells() -> Iterator[None]:
+    """Lift the csv module's limit of 131,072 characters a cell."""
+    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

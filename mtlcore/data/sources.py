@@ -1,0 +1,271 @@
+"""Where rows come from: files, folders written by `datasets`, and the Hugging Face hub."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from mtlcore.data.readers import READERS, DamagedFileError, Row, Table
+from mtlcore.errors import UserError, did_you_mean, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mtlcore.recipe import SourceRecipe
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SAVED_MARKS = ("dataset_info.json", "state.json", "dataset_dict.json")
+KINDS = "jsonl, json, csv, tsv (each also .gz), parquet"
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[Row]):
+    """The rows of one source, with the place each came from.
+
+    `fingerprint` is the sha256 of the file's bytes, or the one that `datasets` keeps. `bad` holds
+    "file:line: why" of lines that are no row.
+    """
+
+    path: str
+    fingerprint: str
+    parts: tuple[tuple[str, Table], ...]
+    """Each file and what it held; one part unless the recipe lists `data_files`."""
+    _ends: list[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ends = list(accumulate(len(table.rows) for _, table in self.parts))
+        object.__setattr__(self, "_ends", ends)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        (_, table), place = self._find(index)
+        return table.rows[place]
+
+    def __iter__(self) -> Iterator[Row]:
+        for _, table in self.parts:
+            yield from table.rows
+
+    def line(self, index: int) -> str:
+        """ "file:line" for text files, "file, row 3" (from 0) for others."""
+        (path, table), place = self._find(index)
+        return f"{path}, row {place}" if table.lines is None else f"{path}:{table.lines[place]}"
+
+    @property
+    def bad(self) -> list[str]:
+        """ "file:line: why" of each line that is no row."""
+        return [f"{path}:{line}: {why}" for path, table in self.parts for line, why in table.bad]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that some row has, in order of appearance."""
+        found: dict[str, None] = {}
+        for _, table in self.parts:
+            if table.columns is not None:
+                found.update(dict.fromkeys(table.columns))
+                continue
+            for row in table.rows:
+                if row.keys() - found.keys():
+                    found.update(dict.fromkeys(row))
+        return tuple(found)
+
+    def _find(self, index: int) -> tuple[tuple[str, Table], int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        part = bisect_right(self._ends, index)
+        return self.parts[part], index - (self._ends[part - 1] if part else 0)
+
+
+def load_rows(source: SourceRecipe, task: str, where: str) -> Rows:
+    """Read all rows of a source.
+
+    A local path wins over a hub name. Raises UserError if there is nothing to read or the file as
+    a whole is damaged; single lines that are no row are in `Rows.bad`.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        _refuse_hub_options(source, ("name", "split", "revision", "data_files"), where)
+        return _read_files([path], str(path), where)
+    if path.is_dir():
+        _refuse_hub_options(source, ("name", "revision"), where)
+        return _read_folder(source, path, where)
+    looks_local = path.is_absolute() or source.path.startswith((".", "~")) or _ending(path)
+    if looks_local or not HUB_NAME.fullmatch(source.path):
+        raise _missing(path, where)
+    return _read_hub(source, task, where)
+
+
+def _read_files(paths: Sequence[Path], name: str, where: str) -> Rows:
+    parts: list[tuple[str, Table]] = []
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}", where=where) from None
+        digest.update(data)
+        parts.append((str(path), _read_file(path, data, where)))
+    return Rows(name, digest.hexdigest(), tuple(parts))
+
+
+def _read_file(path: Path, data: bytes, where: str) -> Table:
+    ending = _ending(path)
+    if not ending:
+        raise UserError(
+            f"cannot tell what kind of file {path} is",
+            where=where,
+            fix=f"give it a known ending: {KINDS}",
+        )
+    if ending.endswith(".gz"):
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise UserError(
+                f"{path} is cut short or damaged: {error}",
+                where=where,
+                fix="copy or download the file again",
+            ) from None
+    try:
+        return READERS[ending.removesuffix(".gz")](data)
+    except DamagedFileError as error:
+        place = str(path) if error.line is None else f"{path}:{error.line}"
+        raise UserError(f"{place}: {error}", where=where, fix=f"mend the file {path}") from None
+
+
+def _ending(path: Path) -> str:
+    """The known ending of a file name, e.g. ".jsonl.gz"; empty if there is none."""
+    name = path.name.lower()
+    for ending in READERS:
+        if name.endswith(ending):
+            return ending
+        if name.endswith(ending + ".gz") and ending != ".parquet":
+            return ending + ".gz"
+    return ""
+
+
+def _read_folder(source: SourceRecipe, path: Path, where: str) -> Rows:
+    if source.data_files is not None:
+        _refuse_hub_options(source, ("split",), where)
+        return _read_files(_listed_files(source.data_files, path, where), str(path), where)
+    if not any((path / mark).is_file() for mark in SAVED_MARKS):
+        files = sorted(child.name for child in path.iterdir() if _ending(child))
+        raise UserError(
+            f"{path} is a folder, but not one written by save_to_disk of `datasets`",
+            where=where,
+            fix=f"name its files in data_files: {', '.join(files[:10]) or 'none is readable'}",
+        )
+    import datasets
+
+    try:
+        content = datasets.load_from_disk(str(path))
+    except Exception as error:  # datasets raises what its many readers raise
+        raise UserError(
+            f"`datasets` cannot read {path}: {_first_line(error)}",
+            where=where,
+            fix="write the folder again with save_to_disk",
+        ) from None
+    return _from_dataset(content, source, str(path), where)
+
+
+def _listed_files(names: str | list[str], folder: Path, where: str) -> list[Path]:
+    found: list[Path] = []
+    for name in [names] if isinstance(names, str) else names:
+        matches = sorted(folder.glob(name)) if "*" in name else [folder / name]
+        if not matches or not matches[0].is_file():
+            raise _missing(folder / name, f"{where}.data_files")
+        found += matches
+    return found
+
+
+def _read_hub(source: SourceRecipe, task: str, where: str) -> Rows:
+    import datasets
+
+    try:
+        content = datasets.load_dataset(
+            source.path,
+            source.name,
+            split=source.split,
+            revision=source.revision,
+            data_files=source.data_files,
+        )
+    except Exception as error:  # network, hub, cache and file errors have no common base
+        raise UserError(
+            f"task {task!r}: {source.path!r} is neither a local path nor a hub data set that can "
+            f"be loaded: {type(error).__name__}: {_first_line(error)}",
+            where=where,
+            fix=_missing(Path(source.path), where).problem.fix
+            + "; without a network, save the rows to a file and name it here: "
+            "train: data/rows.jsonl",
+        ) from None
+    return _from_dataset(content, source, source.path, where)
+
+
+def _from_dataset(content: Any, source: SourceRecipe, name: str, where: str) -> Rows:
+    """The rows of a Dataset, or of the chosen split of a DatasetDict."""
+    import datasets
+
+    if isinstance(content, datasets.DatasetDict):
+        splits = [str(split) for split in content]
+        chosen = source.split or (splits[0] if len(splits) == 1 else None)
+        if chosen is None:
+            raise UserError(
+                f"{name} has several splits: {', '.join(splits)}",
+                where=where,
+                fix=f"choose one: {{path: {source.path}, split: {splits[0]}}}",
+            )
+        if chosen not in splits:
+            message = f"{name} has no split {chosen!r}"
+            raise UserError(message, where=where, fix=did_you_mean(chosen, splits))
+        content = content[chosen]
+    elif source.split and str(content.split or source.split) != source.split:
+        message = f"{name} holds the split {str(content.split)!r}, not {source.split!r}"
+        raise UserError(message, where=where, fix="take `split` away")
+    data: Dataset = content
+    table = Table(data.to_list(), None, tuple(data.column_names))
+    # The library's own fingerprint: it follows the content through its cache and to the disk.
+    return Rows(name, str(data._fingerprint), ((name, table),))
+
+
+def _refuse_hub_options(source: SourceRecipe, options: Sequence[str], where: str) -> None:
+    """An option without an effect is an error: it would be believed to have one."""
+    for option in options:
+        if getattr(source, option) is not None:
+            raise UserError(
+                f"`{option}` has no meaning for the local path {source.path}",
+                where=f"{where}.{option}",
+                fix=f"take `{option}` away",
+            )
+
+
+def _missing(path: Path, where: str) -> UserError:
+    """The error of a path that is not there, with the nearest name that is."""
+    parent = path.parent
+    if parent.is_dir():
+        match = nearest(path.name, (child.name for child in parent.iterdir()))
+        fix = f"did you mean {parent / match}?" if match else f"folder searched: {parent.resolve()}"
+        return UserError(f"{path} does not exist", where=where, fix=fix)
+    while not parent.is_dir() and parent != parent.parent:
+        child, parent = parent, parent.parent
+    match = nearest(child.name, (other.name for other in parent.iterdir() if other.is_dir()))
+    fix = f"did you mean the folder {parent / match}?" if match else f"looked in {parent.resolve()}"
+    return UserError(f"{path} does not exist: there is no folder {child}", where=where, fix=fix)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,75 @@
+"""Jinja2 templates over the columns of a row, in a sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtlcore.data.example import RowError
+from mtlcore.data.fields import checked_text
+from mtlcore.errors import UserError, nearest
+
+
+class RowTemplate:
+    """A template that a recipe gives for one format option.
+
+    Each column is a variable; `row` is the whole row, for names such as `row["my column"]`. A name
+    that the row lacks and a null that would be printed as "None" are RowErrors. The sandbox refuses
+    access to Python's internals, because recipes are passed around.
+
+    Raises ValueError if the source is not a template.
+    """
+
+    def __init__(self, source: str, *, option: str) -> None:
+        from jinja2 import StrictUndefined, TemplateSyntaxError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self.option = option
+        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_not_null)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"{option} is not a Jinja2 template (line {error.lineno}: {error.message}); "
+                "write a column as {{ column }}"
+            ) from None
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """The text of one row; RowError if the row does not fit, UserError if no row can."""
+        from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
+
+        try:
+            text = self._template.render({"row": row, **row})
+        except SecurityError as error:
+            raise UserError(
+                f"the sandbox refuses this template: {error}",
+                where=f"format.{self.option}",
+                fix="use the row's columns only, not the internals of Python",
+            ) from None
+        except UndefinedError as error:
+            raise RowError(f"{self.option}: {error.message}; {_columns(row, error)}") from None
+        except _NullPrintedError:
+            nulls = ", ".join(repr(name) for name, value in row.items() if value is None)
+            message = f"{self.option} prints a null (null here: {nulls or 'inside a column'})"
+            raise RowError(message + "; write {{ name or '' }} if that is meant") from None
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise RowError(f"{self.option} fails: {type(error).__name__}: {error}") from None
+        return checked_text(text, self.option)
+
+
+class _NullPrintedError(Exception):
+    """A null reached the output of a template."""
+
+
+def _not_null(value: Any) -> Any:
+    if value is None:
+        raise _NullPrintedError
+    return value
+
+
+def _columns(row: Mapping[str, Any], error: Exception) -> str:
+    """The row's columns, and the one nearest to the name that the error quotes."""
+    known = f"columns: {', '.join(row)}"
+    quoted = str(error).split("'")
+    match = nearest(quoted[1], row) if len(quoted) > 1 else None
+    return f"did you mean {match!r}? {known}" if match else known

@@ -1,0 +1,57 @@
+"""Errors that tell the user what was wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class MtlcoreError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where (file, line, key, task), what, and the fix."""
+
+    where: str
+    message: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  fix: {self.fix}" if self.fix else text
+
+
+class UserError(MtlcoreError):
+    """Something in the recipe, the data, the model or the command that its author can mend."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, where: str = "", fix: str = "") -> None:
+        self.problem = Problem(where, message, fix)
+        super().__init__(str(self.problem))
+
+
+class RecipeError(UserError):
+    """All problems of one recipe at once."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        MtlcoreError.__init__(self, "\n".join(str(problem) for problem in self.problems))
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The spelling among `words` that comes nearest to `word`, if any is near."""
+    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A fix line: the nearest spelling, or the list of all when none is near."""
+    words = sorted(words)
+    match = nearest(word, words)
+    return f"did you mean {match!r}?" if match else f"known: {', '.join(words) or 'none'}"

@@ -1,0 +1,1 @@
+"""Predictions of every row, and the scores that come from them."""

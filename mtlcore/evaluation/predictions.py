@@ -1,0 +1,163 @@
+"""What the model answers on the rows of a split: one record per row, kept for every reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtlcore.data.batches import collate
+from mtlcore.data.example import IGNORED
+from mtlcore.seeds import seed_of
+
+if TYPE_CHECKING:
+    from mtlcore.data.example import Example
+    from mtlcore.data.tasks import Task
+    from mtlcore.run import Run
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model's answer to one row.
+
+    `loss_sum` and `tokens`: negative log-likelihood of the target, summed over its tokens.
+    With a label set: `scores` are the log-likelihoods of the `options`, `choice` the best one's
+    index, `label` the right one's, and `output` the chosen word. Else `output` was generated.
+    """
+
+    task: str
+    row: int
+    prompt: str
+    target: str
+    output: str
+    loss_sum: float
+    tokens: int
+    label: int | None = None
+    choice: int | None = None
+    options: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def predict(
+    run: Run,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    outputs: bool = True,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> list[Prediction]:
+    """Answer every example of one task, in order.
+
+    Losses come from one pass over the targets. With `outputs`, rows with options are answered by
+    the likeliest option, other rows with a prompt by generation; `progress` is told of each row
+    finished.
+    """
+    losses = _sum_losses(run, task, examples)
+    answers: list[dict[str, Any]] = [{"output": ""} for _ in examples]
+    if outputs:
+        optional = [i for i, example in enumerate(examples) if example.options]
+        generated = [i for i, e in enumerate(examples) if not e.options and e.prompt_length]
+        _choose(run, task, examples, optional, answers, progress)
+        _generate(run, task, examples, generated, answers, progress)
+    return [
+        Prediction(
+            task=task.name,
+            row=example.row,
+            prompt=example.prompt,
+            target=example.target,
+            loss_sum=loss,
+            tokens=sum(label != IGNORED for label in example.labels),
+            label=example.label,
+            options=example.options,
+            fields=example.fields,
+            **answer,
+        )
+        for example, answer, loss in zip(examples, answers, losses, strict=True)
+    ]
+
+
+def _sum_losses(run: Run, task: Task, examples: Sequence[Example]) -> list[float]:
+    """The summed token loss of each example's labels, in order."""
+    size = run.recipe.training.per_device_eval_batch_size
+    found = [0.0] * len(examples)
+    # Rows of like length together: no matter for flat batches, less padding in the others.
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
+    was_training = run.model.training
+    run.model.eval()
+    try:
+        with torch.no_grad(), run.autocast():
+            for start in range(0, len(order), size):
+                places = order[start : start + size]
+                batch = collate(
+                    [examples[i] for i in places],
+                    [task.index] * len(places),
+                    len(run.tasks),
+                    flat=run.model.flat,
+                    device=run.device,
+                )
+                losses = run.model(batch).token_losses
+                sums = losses.new_zeros(len(places)).index_add(0, batch.label_rows, losses)
+                for place, loss in zip(places, sums.tolist(), strict=True):
+                    found[place] = loss
+    finally:
+        run.model.routing.leave()
+        run.model.train(was_training)
+    return found
+
+
+def _choose(
+    run: Run,
+    task: Task,
+    examples: Sequence[Example],
+    places: Sequence[int],
+    answers: list[dict[str, Any]],
+    progress: Callable[[int], object],
+) -> None:
+    trials: list[Example] = []
+    for place in places:
+        example = examples[place]
+        prompt = example.input_ids[: example.prompt_length]
+        for option in example.option_ids:
+            labels = (IGNORED,) * len(prompt) + option
+            trials.append(replace(example, input_ids=prompt + option, labels=labels))
+    losses = iter(_sum_losses(run, task, trials))
+    for place in places:
+        scores = tuple(-next(losses) for _ in examples[place].options)
+        choice = max(range(len(scores)), key=scores.__getitem__)
+        output = examples[place].options[choice]
+        answers[place] = {"output": output, "choice": choice, "scores": scores}
+    progress(len(places))
+
+
+def _generate(
+    run: Run,
+    task: Task,
+    examples: Sequence[Example],
+    places: Sequence[int],
+    answers: list[dict[str, Any]],
+    progress: Callable[[int], object],
+) -> None:
+    size = run.recipe.training.per_device_eval_batch_size
+    order = sorted(places, key=lambda i: examples[i].prompt_length)
+    for start in range(0, len(order), size):
+        chunk = order[start : start + size]
+        prompts = [examples[i].input_ids[: examples[i].prompt_length] for i in chunk]
+        # Sampled answers depend on the seed and the place alone, not on what ran before.
+        torch.manual_seed(seed_of(run.seed, "generate", task.name, start))
+        outputs = run.continue_prompts(prompts, [task.index] * len(chunk), task.recipe.generation)
+        for place, output in zip(chunk, outputs, strict=True):
+            answers[place] = {"output": output}
+        progress(len(chunk))
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """One JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(asdict(prediction), ensure_ascii=False, default=str) + "\n")

@@ -1,0 +1,260 @@
+"""Per-task gradients of one step: J [T, P], its Gramian G = J Jᵀ, and the update Jᵀ w."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from mtlcore import ops
+from mtlcore.arena import Arena
+from mtlcore.distributed import all_reduce_sum
+from mtlcore.errors import UserError
+
+if TYPE_CHECKING:
+    from mtlcore.model.backbone import MultiTaskModel
+
+Mode = Literal["auto", "one_pass", "multi_pass"]
+Scope = Literal["model", "layer", "factor"]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """An update of the shared weights given whole, [P], by a weighting that needs the rows of J."""
+
+    vector: Tensor
+
+
+class Gradients:
+    """The gradients of one step, measured once and read by everyone.
+
+    A step is `start`, one `backward` per micro-batch, `finish`, then any number of readers
+    (`losses`, `gramian`, `rows`), then `apply`. The backward passes run on *sums* of token losses;
+    `finish` divides by N_t, the labelled tokens of task t over all micro-batches and ranks, so that
+    the result does not depend on how the rows were dealt. A task with N_t = 0 is absent: it has no
+    row for any reader, and its own parameters get ``grad = None``.
+
+    `one_pass`: the adapters put each task's segment sum into J during one backward.
+    `multi_pass`: one backward per task through the graph of ordinary autograd: the same numbers,
+    slower, but right for trainable weights of any kind. `auto` takes the first that is right.
+    """
+
+    def __init__(
+        self, model: MultiTaskModel, loss_weights: Sequence[float], *, mode: Mode = "auto"
+    ) -> None:
+        self.model = model
+        self.loss_weights = torch.tensor(loss_weights, dtype=torch.float64)
+        adapters = {id(p) for a in model.layout.adapters for p in model.adapter_parameters(a.name)}
+        others = [(n, p) for n, p in model.trainable_parameters() if id(p) not in adapters]
+        if others and mode == "one_pass":
+            raise UserError(
+                f"{others[0][0]} is trained by several tasks and has no per-task rule in one pass",
+                where="training.gradients",
+                fix="use gradients: multi_pass (T backward passes, the same result)",
+            )
+        self.others = others
+        self.mode = "multi_pass" if others or mode == "multi_pass" else "one_pass"
+        self.task_count = len(loss_weights)
+        self.arena = Arena(model.layers, others, self.task_count)
+        self.update = torch.zeros(
+            self.arena.shared_size, dtype=self.arena.dtype, device=self.arena.device
+        )
+
+    @property
+    def has_shared(self) -> bool:
+        """Whether any weight is shared between tasks, so that there is something to weigh."""
+        return self.arena.shared_size > 0
+
+    def start(self, counts: Sequence[int]) -> None:
+        """Begin a step whose tasks have so many labelled tokens in all micro-batches of this rank."""
+        self._counts = all_reduce_sum(torch.tensor(counts, dtype=torch.float64))  # N [T]
+        self._loss_sums = torch.zeros(self.task_count, dtype=torch.float64)
+        self._gramians: dict[str, Tensor] = {}
+        self._folded = False
+        self._started = False
+        self.present = [t for t, count in enumerate(self._counts.tolist()) if count]
+        # What turns the gradient of a loss sum into that of the weighted mean loss; 0 if absent.
+        self._scale = self.loss_weights / self._counts.clamp(min=1) * (self._counts > 0)
+        self._penalty_arena: Arena | None = None
+        # Before the forward: layers with a sink hide A and B from autograd.
+        self.model.routing.sink = self.arena if self.mode == "one_pass" else None
+
+    def backward(self, loss_sums: Tensor, weights: Tensor | None = None) -> None:
+        """One backward pass for one micro-batch, from its loss sums [T].
+
+        With `weights` [T'] of the present tasks, known beforehand, they are folded into the pass
+        and no [T, P] memory is taken; then no reader may ask for J afterwards.
+        """
+        self._loss_sums += loss_sums.detach().double().cpu()
+        if not self._started:
+            self._started, self._folded = True, weights is not None and self.mode == "one_pass"
+            self.arena.clear(self._per_task(weights).tolist() if self._folded else None)
+        if self.mode == "multi_pass":
+            self._multi_pass(loss_sums)
+            return
+        # The sum over tasks: segments keep them apart.
+        loss_sums.sum().backward()
+
+    def _per_task(self, weights: Tensor | None) -> Tensor:
+        """Coefficients [T] of the raw rows: w_t * loss_weight_t / N_t, 0 for absent tasks."""
+        full = torch.zeros(self.task_count, dtype=torch.float64)
+        if weights is not None:
+            full[self.present] = weights.double().cpu()
+        return full * self._scale
+
+    def _multi_pass(self, loss_sums: Tensor) -> None:
+        slots = self.arena.slots
+        for task in self.present:
+            mine = [i for i, slot in enumerate(slots) if slot.owner in (None, task)]
+            grads = torch.autograd.grad(
+                loss_sums[task],
+                [slots[i].parameter for i in mine],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            found = {i: grad for i, grad in zip(mine, grads, strict=True) if grad is not None}
+            self.arena.add_rows(task, found)
+
+    def penalty_backward(self, value: Tensor) -> None:
+        """Backward of a penalty on the whole batch (a scalar), before that of the losses.
+
+        Its gradient is one vector over all rows, in neither J nor G, added by `apply` at its own
+        strength. The graph is kept for the losses.
+        """
+        if self._penalty_arena is None:
+            self._penalty_arena = Arena(self.model.layers, self.others, self.task_count)
+            self._penalty_arena.clear([1.0] * self.task_count)
+        if self.mode == "multi_pass":
+            slots = self._penalty_arena.slots
+            grads = torch.autograd.grad(
+                value, [slot.parameter for slot in slots], retain_graph=True, allow_unused=True
+            )
+            found = {i: grad for i, grad in enumerate(grads) if grad is not None}
+            self._penalty_arena.add_rows(0, found)
+            return
+        self.model.routing.sink = self._penalty_arena
+        value.backward(retain_graph=True)
+        self.model.routing.sink = self.arena
+
+    def finish(self) -> None:
+        """All micro-batches are done: sum over ranks."""
+        self.model.routing.sink = None
+        self.model.routing.leave()
+        for tensor in (self._loss_sums, self.arena.rows, self.arena.own):
+            all_reduce_sum(tensor)
+        if self._penalty_arena is not None:
+            all_reduce_sum(self._penalty_arena.rows)
+            all_reduce_sum(self._penalty_arena.own)
+
+    def mean_losses(self) -> Tensor:
+        """[T'] mean losses of the present tasks times their `loss_weight`, float64 on CPU."""
+        return self.mean_losses_of(self._loss_sums)
+
+    def mean_losses_of(self, loss_sums: Tensor) -> Tensor:
+        """The same for the loss sums [T] of a step's only micro-batch, before its backward."""
+        return (loss_sums.detach().double().cpu() * self._scale)[self.present]
+
+    def raw_losses(self) -> dict[int, float]:
+        """Mean loss over labelled tokens of each present task, without its `loss_weight`."""
+        means = self._loss_sums / self._counts.clamp(min=1)
+        return {task: float(means[task]) for task in self.present}
+
+    def gramian(self, scope: Scope = "model") -> Tensor:
+        """G = J Jᵀ of the present tasks, float64 on CPU: [T', T'], or [S, T', T'] by scope.
+
+        Scopes: "model", "layer" (each block of the network), "factor" (each LoRA A and B). It is
+        computed once per step and scope, and shared by all readers.
+        """
+        if scope not in self._gramians:
+            raw = self._raw_rows()
+            parts = [ops.gramian(raw[:, start:stop]) for _, start, stop in self.arena.scopes(scope)]
+            scale = self._scale[self.present]
+            grams = torch.stack(parts).double().cpu()[:, self.present][:, :, self.present]
+            grams = grams * scale[:, None] * scale
+            self._gramians[scope] = grams[0] if scope == "model" else grams
+        return self._gramians[scope]
+
+    def rows(self) -> Tensor:
+        """J [T', P]: the gradient of each present task's weighted mean loss, a copy."""
+        scale = self._scale[self.present].to(self.arena.rows)
+        return self._raw_rows()[self.present] * scale[:, None]
+
+    def _raw_rows(self) -> Tensor:
+        if self._folded:
+            raise RuntimeError(
+                "the rows of J were folded into one because the weighting declares that it needs "
+                "only losses; a component that reads J or G must declare needs = 'gramian'"
+            )
+        return self.arena.rows
+
+    def apply(self, weights: Tensor | Direction | None) -> None:
+        """Set `.grad` of every trainable weight.
+
+        Shared weights get Jᵀ w, with `weights` [T'], [S, T'] by scope, or a whole `Direction` [P];
+        the weights of one task's own adapter get that task's gradient times 1/T.
+        """
+        if self._folded:
+            self.update.copy_(self.arena.rows[0])
+        elif isinstance(weights, Direction):
+            self.update.copy_(weights.vector)
+        elif self.has_shared:
+            assert weights is not None
+            by_scope = weights.ndim == 2
+            scopes = self.arena.scopes(self._scope_of(weights.shape[0]) if by_scope else "model")
+            for (_, start, stop), w in zip(scopes, weights if by_scope else [weights], strict=True):
+                self.update[start:stop] = ops.combine(
+                    self.arena.rows[:, start:stop], self._per_task(w).to(self.arena.rows)
+                )
+        for task in self.present:
+            self.arena.own[self.arena.own_columns(task)] *= self._scale[task] / self.task_count
+        if self._penalty_arena is not None:
+            self.update += self._penalty_arena.rows[0]
+            self.arena.own += self._penalty_arena.own
+        for slot in self.arena.slots:
+            if slot.owner is None:
+                grad = self.update[slot.start : slot.stop]
+            elif slot.owner in self.present:
+                grad = self.arena.own[slot.start : slot.stop]
+            else:
+                slot.parameter.grad = None
+                continue
+            slot.parameter.grad = grad.view_as(slot.parameter).to(slot.parameter.dtype)
+        self._drop_absent_groups()
+
+    def _scope_of(self, count: int) -> Scope:
+        for scope in ("layer", "factor"):
+            if scope in self._gramians and len(self._gramians[scope]) == count:
+                return scope  # type: ignore[return-value]
+        raise ValueError(
+            f"weights of {count} scopes, but no Gramian of {count} scopes was read in this step"
+        )
+
+    def _drop_absent_groups(self) -> None:
+        """An adapter none of whose tasks is present gets no gradient, so no momentum or decay."""
+        for adapter in self.model.layout.adapters:
+            if not any(task in self.present for task in adapter.tasks):
+                for parameter in self.model.adapter_parameters(adapter.name):
+                    parameter.grad = None
+
+    def add_to_update(self, parameters: Iterable[torch.nn.Parameter], grads: Iterable[Tensor]) -> None:
+        """Add the gradients of a penalty to `.grad`; parameters without one this step are left."""
+        for parameter, grad in zip(parameters, grads, strict=True):
+            if parameter.grad is not None and grad is not None:
+                parameter.grad.add_(grad)
+
+    def clip(self, max_norm: float) -> dict[str, float]:
+        """Clip the shared weights as one group and each task's own as another -> norms before."""
+        groups = {"shared": self.update} if self.has_shared else {}
+        for task in self.present:
+            own = self.arena.own[self.arena.own_columns(task)]
+            if own.numel():
+                groups[self.model.layout.task_names[task]] = own
+        norms = {name: float(torch.linalg.vector_norm(group)) for name, group in groups.items()}
+        if max_norm > 0:
+            for name, group in groups.items():
+                if norms[name] > max_norm:
+                    group.mul_(max_norm / (norms[name] + 1e-6))
+        return norms

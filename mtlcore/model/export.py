@@ -1,0 +1,93 @@
+"""Adapters that stock PEFT loads, and merged models, from any static layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, TaskType
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mtlcore.errors import UserError
+from mtlcore.model.layout import Adapter
+
+if TYPE_CHECKING:
+    from mtlcore.model.backbone import MultiTaskModel
+    from mtlcore.model.lora import MultiTaskLora
+
+
+def peft_adapter(model: MultiTaskModel, task: int, folder: Path, base_name: str) -> Path:
+    """Write the adapters that a task uses as one LoRA that `PeftModel.from_pretrained` reads.
+
+    A = the adapters' A one below the other, B = their scale * B side by side, so the rank is the
+    sum of their ranks and lora_alpha equals it (a factor of 1), whatever scale training used.
+    """
+    adapters = _adapters_of(model, task)
+    rank = sum(adapter.r for adapter in adapters)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in model.layers.items():
+        down, up = _factors(layer, adapters)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = down.cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up.cpu().contiguous()
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        use_rslora=False,
+        bias="none",
+        target_modules=sorted(model.layers),
+        fan_in_fan_out=any(layer.transposed for layer in model.layers.values()),
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base_name,
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+    return folder
+
+
+def merged_model(
+    model: MultiTaskModel, task: int, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """Write a full model with the task's adapters added into its weights: W + sum scale B A."""
+    adapters = _adapters_of(model, task)
+    state: dict[str, Tensor] = {}
+    for name, value in model.backbone.state_dict().items():
+        if ".lora_A." in name or ".lora_B." in name:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        if owner.endswith(".base"):
+            path = owner.removesuffix(".base")
+            if leaf == "weight":
+                value = _merged_weight(model.layers[path], adapters, value)
+            name = f"{path}.{leaf}"
+        state[name] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    model.backbone.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _adapters_of(model: MultiTaskModel, task: int) -> list[Adapter]:
+    adapters = model.layout.of_task(task)
+    if not adapters:
+        what = "this layout has no shared adapter" if task < 0 else "the task uses no adapter"
+        raise UserError(what, where="sharing", fix="export a task that has one")
+    return adapters
+
+
+def _factors(layer: MultiTaskLora, adapters: list[Adapter]) -> tuple[Tensor, Tensor]:
+    """A [r, in] and B [out, r] of several adapters as one, their scales folded into B."""
+    down = torch.cat([layer.lora_A[adapter.name].detach() for adapter in adapters])
+    up = torch.cat([layer.lora_B[a.name].detach() * a.scale for a in adapters])
+    return down, up.t()
+
+
+def _merged_weight(layer: MultiTaskLora, adapters: list[Adapter], weight: Tensor) -> Tensor:
+    down, up = _factors(layer, adapters)
+    delta = up @ down  # [out, in]
+    return (weight.to(delta.dtype) + (delta.t() if layer.transposed else delta)).to(weight.dtype)

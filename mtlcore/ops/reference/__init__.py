@@ -1,0 +1,1 @@
+"""The specification of every op: plain torch, in float64, no options."""

@@ -1,0 +1,71 @@
+"""What a user sees while a run trains."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+if TYPE_CHECKING:
+    from mtlcore.evaluation.scores import Scores
+    from mtlcore.trainer import StepRecord
+
+
+class Progress:
+    """A bar with the smoothed loss of every task; plain lines when the output is not a terminal."""
+
+    def __init__(self, total: int, done: int, *, every: int = 10, smoothing: float = 0.9) -> None:
+        self.console = Console(stderr=True)
+        self.total, self.every, self.smoothing = total, every, smoothing
+        self.averages: dict[str, float] = {}
+        self.bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+            disable=not sys.stderr.isatty(),
+        )
+        self.task = self.bar.add_task("", total=total, completed=done)
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def step(self, record: StepRecord) -> None:
+        """Show the losses after one step."""
+        for name, loss in record.losses.items():
+            old = self.averages.get(name, loss)
+            self.averages[name] = self.smoothing * old + (1 - self.smoothing) * loss
+        text = "  ".join(f"{name} {loss:.2f}" for name, loss in self.averages.items())
+        self.bar.update(self.task, completed=record.step, description=text)
+        if self.bar.disable and (record.step % self.every == 0 or record.step == self.total):
+            line = f"step {record.step}/{self.total}  {record.seconds:.1f} s  {text}"
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def evaluation(self, step: int, scores: Scores) -> None:
+        """Show the scores of an evaluation during training."""
+        overall = "" if scores.overall is None else f"  overall {scores.overall:.3f}"
+        by_task = "  ".join(
+            f"{name} {score.loss:.3f}"
+            + "".join(f" {metric} {value:.3f}" for metric, value in score.metrics.items())
+            for name, score in scores.by_task.items()
+        )
+        self.console.print(
+            f"eval at step {step}: loss {scores.loss:.3f}{overall}  ({by_task})",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,379 @@
+"""The recipe: what one run is, as pydantic models (unknown keys refused, every field described).
+
+Reading YAML, other tools' key names and error texts with line numbers are in `recipe_file.py`;
+rules that concern several fields are in `recipe_checks.py`. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+
+def _refuse_bool(value: object) -> object:
+    """`learning_rate: true` would otherwise be read as 1.0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_refuse_bool)]
+Float = Annotated[float, BeforeValidator(_refuse_bool)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Base of all parts of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ComponentSpec(Section):
+    """A component by name, then its options: `pcgrad` or `{name: pcgrad, scope: layer}`."""
+
+    name: Text = Field(description="Name of an installed component (`mtlcore plugins list`).")
+    options: dict[str, Any] = Field(default={}, description="Keyword arguments of its constructor.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: object) -> object:
+        """Take the options that stand beside `name` into `options`."""
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict):
+            return value
+        if not set(value) - {"name", "options"} and isinstance(value.get("options", {}), dict):
+            return value
+        options = {key: option for key, option in value.items() if key != "name"}
+        return {key: value[key] for key in ("name",) if key in value} | {"options": options}
+
+    @model_serializer
+    def _to_yaml(self) -> str | dict[str, Any]:
+        return {"name": self.name, **self.options} if self.options else self.name
+
+
+class ModelRecipe(Section):
+    """The language model that is fine-tuned; its own weights stay frozen."""
+
+    name_or_path: Text = Field(description="Hub name or local folder of a causal language model.")
+    revision: Text | None = Field(default=None, description="Branch, tag or commit on the hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        default="auto", description="Number type of the frozen weights; auto is float32 on a CPU."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model."
+    )
+    attn_implementation: Literal["flat", "padded"] = Field(
+        default="flat", description="flat: no padding at all; padded: the model's own attention."
+    )
+
+
+class SourceRecipe(Section):
+    """Where rows come from: `data/train.jsonl` or `{path: ..., split: ...}`."""
+
+    path: Text = Field(
+        description="A file (jsonl, json, csv, tsv, parquet), a save_to_disk folder or a hub name."
+    )
+    name: Text | None = Field(default=None, description="Configuration of a hub data set.")
+    split: Text | None = Field(
+        default=None, description="Split of a hub data set or of a saved folder."
+    )
+    revision: Text | None = Field(default=None, description="Branch, tag or commit on the hub.")
+    data_files: str | list[str] | None = Field(
+        default=None, description="Files inside the folder or hub data set at `path`."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _to_yaml(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        given = {key: value for key, value in handler(self).items() if value is not None}
+        return self.path if set(given) == {"path"} else given
+
+
+class SplitRecipe(Section):
+    """How eval and test rows are taken from `train` when the task names no files for them."""
+
+    eval: Float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the rows kept for evaluation."
+    )
+    test: Float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the rows kept for the final test."
+    )
+    by: Text | None = Field(
+        default=None,
+        description="Column whose equal values stay together on one side (patient, product).",
+    )
+    stratify: Text | None = Field(
+        default=None, description="Column whose shares are kept on every side."
+    )
+    seed: Int | None = Field(
+        default=None, ge=0, description="Seed of the split; default training.seed."
+    )
+
+
+class GenerationRecipe(Section):
+    """How answers are generated when the task is evaluated or asked."""
+
+    max_new_tokens: Int = Field(default=64, gt=0, description="Longest answer in tokens.")
+    do_sample: bool = Field(
+        default=False, description="Draw tokens; false takes the likeliest one."
+    )
+    temperature: Float = Field(default=1.0, gt=0, description="Divides the logits when drawing.")
+    top_p: Float = Field(
+        default=1.0, gt=0, le=1, description="Draw from the likeliest tokens up to this."
+    )
+    num_beams: Int = Field(default=1, gt=0, description="Beams of beam search; 1 is none.")
+
+
+class TaskRecipe(Section):
+    """One task: its rows, how they become text, and how it is scored."""
+
+    train: SourceRecipe = Field(description="Rows to learn from.")
+    eval: SourceRecipe | None = Field(default=None, description="Rows for scores during training.")
+    test: SourceRecipe | None = Field(default=None, description="Rows for the final scores.")
+    split: SplitRecipe = Field(
+        default=SplitRecipe(), description="Split of `train` without such files."
+    )
+    format: ComponentSpec = Field(description="How a row becomes prompt and answer.")
+    columns: dict[str, str] = Field(
+        default={}, description="The format's column names -> the names in your file."
+    )
+    metrics: list[ComponentSpec] = Field(
+        default=[], description="Scores; the first is the primary one."
+    )
+    loss_weight: Float = Field(
+        default=1.0, gt=0, description="Multiplies the task's loss, before all."
+    )
+    rows: ComponentSpec = Field(
+        default=ComponentSpec(name="shuffled"), description="Which rows of the task come next."
+    )
+    generation: GenerationRecipe = Field(default=GenerationRecipe(), description="How it answers.")
+    role: Literal["main", "auxiliary"] = Field(
+        default="main", description="auxiliary: learned for the sake of the main tasks."
+    )
+    overlong: Literal["drop", "truncate", "error"] = Field(
+        default="truncate", description="What to do with rows longer than training.max_length."
+    )
+    on_bad_row: Literal["error", "skip", "warn"] = Field(
+        default="error", description="What to do with rows that the format cannot read."
+    )
+    max_rows: Int | None = Field(
+        default=None, gt=0, description="Use at most so many rows per split."
+    )
+
+
+class LoraRecipe(Section):
+    """The adapter, in PEFT's words."""
+
+    r: Int = Field(
+        default=16, gt=0, description="Rank; lora_alpha / r is the scale of every adapter."
+    )
+    lora_alpha: Float = Field(
+        default=32.0, gt=0, description="Scale of the adapter's output, times r."
+    )
+    lora_dropout: Float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout on the adapter's input."
+    )
+    target_modules: str | list[str] = Field(
+        default="all-linear",
+        description="all-linear, a list of module names, or a regular expression.",
+    )
+    use_rslora: bool = Field(default=False, description="Scale by lora_alpha / sqrt(r).")
+
+
+class GroupRecipe(Section):
+    """An adapter that several tasks share."""
+
+    tasks: list[str] = Field(min_length=1, description="Names of the member tasks.")
+    r: Int = Field(gt=0, description="Rank of the group's adapter.")
+
+
+class SharingRecipe(Section):
+    """Which ranks are shared by all tasks, by groups, or belong to one task."""
+
+    shared: Int = Field(default=16, ge=0, description="Rank of the adapter that all tasks share.")
+    own: Int = Field(
+        default=0, ge=0, description="Rank of the adapter that each task has for itself."
+    )
+    groups: dict[str, GroupRecipe] = Field(
+        default={}, description="Adapters of groups of tasks, by name."
+    )
+
+
+class TrainingRecipe(Section):
+    """The loop, in the words of `transformers.TrainingArguments`."""
+
+    output_dir: Text | None = Field(
+        default=None, description="Run folder; default runs/<recipe name>."
+    )
+    learning_rate: Float = Field(default=2e-4, gt=0, description="Highest learning rate.")
+    max_steps: Int | None = Field(
+        default=None, gt=0, description="Optimizer steps; wins over epochs."
+    )
+    num_train_epochs: Float = Field(
+        default=1.0, gt=0, description="Passes over the largest task's rows."
+    )
+    per_device_train_batch_size: Int = Field(
+        default=16, gt=0, description="Rows per pass, all tasks."
+    )
+    per_device_eval_batch_size: Int = Field(
+        default=32, gt=0, description="Rows per pass in evaluation."
+    )
+    gradient_accumulation_steps: Int = Field(
+        default=1, gt=0, description="Passes per optimizer step."
+    )
+    max_length: Int = Field(
+        default=512, gt=1, description="Longest row in tokens, prompt and answer."
+    )
+    seed: Int = Field(default=0, ge=0, description="Seed of everything that is drawn.")
+    weight_decay: Float = Field(default=0.0, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: Float = Field(
+        default=1.0, ge=0, description="Gradients are clipped to it; 0 is off."
+    )
+    adam_beta1: Float = Field(default=0.9, ge=0, lt=1, description="AdamW's first decay rate.")
+    adam_beta2: Float = Field(default=0.999, ge=0, lt=1, description="AdamW's second decay rate.")
+    adam_epsilon: Float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
+    optim: Literal["adamw_torch"] = Field(default="adamw_torch", description="The optimizer.")
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = Field(default="linear", description="Course of the learning rate, by transformers' names.")
+    warmup_ratio: Float = Field(
+        default=0.0, ge=0, le=1, description="Share of the steps to warm up in."
+    )
+    warmup_steps: Int = Field(default=0, ge=0, description="Steps to warm up in.")
+    bf16: bool = Field(default=False, description="Compute in bfloat16 (autocast).")
+    gradient_checkpointing: bool = Field(default=False, description="Less memory for more time.")
+    gradients: Literal["auto", "one_pass", "multi_pass"] = Field(
+        default="auto",
+        description="How the gradients of the tasks are taken; all give the same numbers.",
+    )
+    logging_steps: Int = Field(default=10, gt=0, description="Log every so many steps.")
+    eval_steps: Int | None = Field(default=None, gt=0, description="Evaluate every so many steps.")
+    eval_max_rows: Int | None = Field(
+        default=None, gt=0, description="Evaluate at most so many rows per task during training."
+    )
+    eval_metrics: bool = Field(
+        default=False, description="Score the metrics during training too, not only the losses."
+    )
+    save_steps: Int | None = Field(
+        default=None, gt=0, description="Checkpoint every so many steps."
+    )
+    save_total_limit: Int | None = Field(default=2, gt=0, description="Checkpoints to keep.")
+    load_best_model_at_end: bool = Field(
+        default=False, description="End with the best weights seen."
+    )
+    metric_for_best_model: Text = Field(
+        default="eval_overall",
+        description="eval_overall, eval_loss, eval_<task>_loss or eval_<task>_<metric>.",
+    )
+    greater_is_better: bool | None = Field(
+        default=None, description="Default: known from the metric."
+    )
+    early_stopping_patience: Int | None = Field(
+        default=None, gt=0, description="Stop after so many evaluations without a better score."
+    )
+    report_to: list[str] = Field(default=[], description="Loggers to write to, by name.")
+    run_name: Text | None = Field(
+        default=None, description="Name of the run in loggers and reports."
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_logger(cls, value: object) -> object:
+        """`none` and `wandb` are written without a list in other tools."""
+        if isinstance(value, str):
+            return [] if value == "none" else [value]
+        return value
+
+
+class PluginsRecipe(Section):
+    """Plugins of this run: `{load: [./mine.py], disable: [name]}`; a plain list is `load`."""
+
+    load: list[str] = Field(
+        default=[], description="Local Python files to load; their code is executed."
+    )
+    disable: list[str] = Field(default=[], description="Installed plugins not to load.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: object) -> object:
+        return {"load": value} if isinstance(value, list) else value
+
+
+def class_at(path: Sequence[str | int]) -> Any:
+    """The class that the recipe has at a key path: a Section, a plain type, or None if unknown.
+
+    `("tasks", "any", "format")` -> ComponentSpec, `("training", "seed")` -> int.
+    """
+    found: Any = Recipe
+    for part in path:
+        if isinstance(found, type) and issubclass(found, Section):
+            field = found.model_fields.get(str(part))
+            found = field.annotation if field else None
+        else:  # dict[str, X] or list[X]
+            found = get_args(found)[-1] if get_origin(found) in (dict, list) else None
+        if type(None) in get_args(found):  # X | None
+            found = next(kind for kind in get_args(found) if kind is not type(None))
+    return found
+
+
+class Recipe(Section):
+    """One run: a model, its tasks, and how they are learned together."""
+
+    model: ModelRecipe = Field(description="The language model to fine-tune.")
+    tasks: dict[str, TaskRecipe] = Field(description="The tasks, by name.")
+    lora: LoraRecipe = Field(default=LoraRecipe(), description="The adapter.")
+    sharing: SharingRecipe | None = Field(
+        default=None,
+        description="Shared, group and own ranks; without it one shared adapter of lora.r.",
+    )
+    weighting: ComponentSpec = Field(
+        default=ComponentSpec(name="equal"),
+        description="How the tasks' gradients become one update.",
+    )
+    sampling: ComponentSpec = Field(
+        default=ComponentSpec(name="proportional"),
+        description="How many rows each task gets per step.",
+    )
+    regularization: list[ComponentSpec] = Field(
+        default=[], description="Penalties added to the loss."
+    )
+    auditing: list[ComponentSpec] = Field(default=[], description="Checks for bias and leaks.")
+    training: TrainingRecipe = Field(default=TrainingRecipe(), description="The loop.")
+    plugins: PluginsRecipe = Field(
+        default=PluginsRecipe(), description="Plugins to load or to leave out."
+    )
+
+    @model_validator(mode="after")
+    def _rules_between_fields(self) -> Recipe:
+        from mtlcore.recipe_checks import problems_between_fields
+
+        problems = problems_between_fields(self)
+        if problems:
+            text = "; ".join(f"{problem.where}: {problem.message}" for problem in problems)
+            raise PydanticCustomError(
+                "between_fields", "{text}", {"text": text, "problems": problems}
+            )
+        return self

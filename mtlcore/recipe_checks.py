@@ -1,0 +1,176 @@
+"""Rules of the recipe that concern more than one field."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mtlcore.errors import did_you_mean, nearest
+
+if TYPE_CHECKING:
+    from mtlcore.recipe import ComponentSpec, Recipe, SharingRecipe
+
+KeyPath = tuple[str | int, ...]
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """What is wrong at one key path of a recipe; the reader adds file and line."""
+
+    path: KeyPath
+    message: str
+    fix: str = ""
+    reads: tuple[KeyPath, ...] = ()  # other keys that the rule looked at
+
+    @property
+    def where(self) -> str:
+        return dotted(self.path)
+
+
+def dotted(path: KeyPath) -> str:
+    """`("regularization", 0, "name")` -> `regularization[0].name`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def problems_between_fields(recipe: Recipe) -> list[FieldProblem]:
+    """Everything that is wrong between fields that are right by themselves."""
+    return [
+        *_tasks(recipe),
+        *_sharing(recipe),
+        *_names_used_twice(recipe),
+        *_schedule(recipe),
+        *_best_model(recipe),
+    ]
+
+
+def _tasks(recipe: Recipe) -> Iterator[FieldProblem]:
+    if not recipe.tasks:
+        yield FieldProblem(("tasks",), "there is no task", "add one: `tasks: {name: {train: ...}}`")
+        return
+    for name, task in recipe.tasks.items():
+        if not SAFE_NAME.fullmatch(name):
+            safe = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "task"
+            yield FieldProblem(
+                ("tasks", name),
+                f"a task's name is made of letters, digits, _ and -, found {name!r}",
+                f"call it {safe!r}",
+            )
+        if task.split.eval + task.split.test >= 1:
+            yield FieldProblem(
+                ("tasks", name, "split"),
+                f"eval + test is {task.split.eval + task.split.test:g}, nothing is left to learn",
+                "the sum of both must be below 1",
+                reads=(("tasks", name, "split"),),
+            )
+    if all(task.role == "auxiliary" for task in recipe.tasks.values()):
+        yield FieldProblem(
+            ("tasks",), "all tasks are auxiliary", "give at least one `role: main` (the default)"
+        )
+
+
+def _sharing(recipe: Recipe) -> Iterator[FieldProblem]:
+    sharing = recipe.sharing
+    if sharing is None:
+        return
+    for group, members in sharing.groups.items():
+        path: KeyPath = ("sharing", "groups", group)
+        if not SAFE_NAME.fullmatch(group):
+            yield FieldProblem(path, f"unsafe name {group!r}", "use letters, digits, _ and -")
+        for index, task in enumerate(members.tasks):
+            if task not in recipe.tasks:
+                yield FieldProblem(
+                    (*path, "tasks", index), f"no task {task!r}", did_you_mean(task, recipe.tasks)
+                )
+            elif task in members.tasks[:index]:
+                yield FieldProblem((*path, "tasks", index), f"{task!r} stands here twice")
+    if not sharing.shared and not sharing.own:
+        yield from _without_adapter(recipe, sharing)
+
+
+def _without_adapter(recipe: Recipe, sharing: SharingRecipe) -> Iterator[FieldProblem]:
+    fix = "set sharing.shared or sharing.own above 0"
+    reads: tuple[KeyPath, ...] = (("sharing",),)
+    if not sharing.groups:
+        message = "all ranks are 0, so there is nothing to train"
+        yield FieldProblem(("sharing",), message, fix, reads)
+        return
+    members = {task for group in sharing.groups.values() for task in group.tasks}
+    alone = [task for task in recipe.tasks if task not in members]
+    if alone:
+        message = f"no adapter for {', '.join(alone)}: shared and own are 0 and no group has them"
+        yield FieldProblem(("sharing", "groups"), message, f"{fix}, or add them to a group", reads)
+
+
+def _names_used_twice(recipe: Recipe) -> Iterator[FieldProblem]:
+    slots: list[tuple[KeyPath, Sequence[ComponentSpec]]] = [
+        (("regularization",), recipe.regularization),
+        (("auditing",), recipe.auditing),
+    ]
+    slots += [(("tasks", name, "metrics"), task.metrics) for name, task in recipe.tasks.items()]
+    for path, specs in slots:
+        for name, count in Counter(spec.name for spec in specs).items():
+            if count > 1:
+                yield FieldProblem(path, f"{name!r} stands here {count} times", "keep one", (path,))
+
+
+def _schedule(recipe: Recipe) -> Iterator[FieldProblem]:
+    training = recipe.training
+    if training.warmup_ratio and training.warmup_steps:
+        yield FieldProblem(
+            ("training", "warmup_steps"), "warmup_ratio is given too", "give one of the two"
+        )
+    if training.lr_scheduler_type == "constant" and (
+        training.warmup_ratio or training.warmup_steps
+    ):
+        yield FieldProblem(
+            ("training", "lr_scheduler_type"),
+            "`constant` has no warm-up",
+            "use constant_with_warmup, or take the warm-up away",
+        )
+
+
+def _best_model(recipe: Recipe) -> Iterator[FieldProblem]:
+    training = recipe.training
+    users = [
+        key
+        for key in ("load_best_model_at_end", "early_stopping_patience")
+        if getattr(training, key)
+    ]
+    for key in users:
+        if training.eval_steps is None:
+            yield FieldProblem(
+                ("training", key),
+                "needs scores from during the training, and eval_steps is not set",
+                "set training.eval_steps",
+                reads=(("training", "eval_steps"),),
+            )
+    path: KeyPath = ("training", "metric_for_best_model")
+    metric = training.metric_for_best_model
+    losses = {"eval_loss", *(f"eval_{task}_loss" for task in recipe.tasks)}
+    scores = {"eval_overall"} | {
+        f"eval_{name}_{spec.name}" for name, task in recipe.tasks.items() for spec in task.metrics
+    }
+    # an evaluator may give several numbers (rouge: eval_news_rouge_l)
+    is_score = metric in scores or any(
+        metric.startswith(f"{score}_") for score in scores if score != "eval_overall"
+    )
+    if metric not in losses and not is_score:
+        match = nearest(metric, losses | scores)
+        known = "eval_overall, eval_loss, eval_<task>_loss or eval_<task>_<metric>"
+        fix = f"did you mean {match!r}?" if match else f"use {known}"
+        metrics = tuple(("tasks", task, "metrics") for task in recipe.tasks)
+        yield FieldProblem(path, f"no task and metric give {metric!r}", fix, reads=metrics)
+    elif users and is_score and not training.eval_metrics:
+        yield FieldProblem(
+            path,
+            f"{users[0]} needs {metric!r}, but metrics are not scored during training",
+            "set `eval_metrics: true`, or `metric_for_best_model: eval_loss`",
+            reads=(("training", "eval_metrics"),),
+        )

@@ -1,0 +1,250 @@
+"""Read and write recipe files.
+
+    loaded = read_recipe("recipe.yaml", overrides=("training.learning_rate=1e-4",))
+    loaded.recipe, loaded.notes
+
+Defaults < files named by `extends` < the file < `key=value` overrides. All problems are collected
+and raised together, each with file, line, key and fix.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from mtlcore.errors import Problem, RecipeError, did_you_mean
+from mtlcore.recipe import ComponentSpec, Recipe, Section, SourceRecipe, class_at
+from mtlcore.recipe_aliases import Translator, spread_over_tasks
+from mtlcore.recipe_checks import FieldProblem, KeyPath
+from mtlcore.recipe_paths import resolve_paths
+from mtlcore.recipe_validate import validate
+from mtlcore.recipe_yaml import Document, Place, UnreadableError, parse_value, read_document
+
+# values that may be written short: `pcgrad` is {name: pcgrad}, `a.jsonl` is {path: a.jsonl}
+SHORT_FORMS: dict[Any, str] = {ComponentSpec: "name", SourceRecipe: "path"}
+COMMAND_LINE = "command line"
+
+
+@dataclass
+class LoadedRecipe:
+    """A recipe that was read, with what its reader has to say."""
+
+    recipe: Recipe
+    notes: list[str]
+    path: Path
+    sources: list[Path]  # all files that it was made of, the last one wins
+
+    @property
+    def output_dir(self) -> Path:
+        """The run folder: training.output_dir, or runs/<name of the recipe file>."""
+        return Path(self.recipe.training.output_dir or Path("runs") / self.path.stem)
+
+
+def read_recipe(
+    path: str | os.PathLike[str], overrides: Iterable[str] = (), *, check_files: bool = True
+) -> LoadedRecipe:
+    """Read a recipe file; raises RecipeError with every problem at once.
+
+    `check_files=False` lets data files be missing: a finished run may outlive its data.
+    """
+    reading = _Reading()
+    file = Path(path)
+    document = reading.file(file, os.fspath(path))
+    if document is None:
+        raise RecipeError(reading.broken)
+    for override in overrides:
+        document = reading.override(document, override, file.parent.absolute())
+    recipe = reading.finish(document, check_files=check_files)
+    return LoadedRecipe(recipe, reading.notes, file, reading.sources)
+
+
+def recipe_from_mapping(data: Mapping[str, Any], overrides: Iterable[str] = ()) -> LoadedRecipe:
+    """Make a recipe of a dict, as `read_recipe` makes one of a file."""
+    reading = _Reading()
+    here = Path.cwd()
+    document = Document(dict(_copied(data)), {(): Place("recipe", None, (here,), "")})
+    reading.translate(document)
+    for override in overrides:
+        document = reading.override(document, override, here)
+    return LoadedRecipe(reading.finish(document), reading.notes, Path("recipe.yaml"), [])
+
+
+def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
+    """Write every value of `recipe` as YAML; reading it gives an equal recipe."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 100
+    with Path(path).open("w", encoding="utf-8") as stream:
+        yaml.dump(_plain(recipe), stream)
+
+
+def _plain(section: Section) -> Any:
+    """The section as YAML data, without the keys that are unset."""
+    if isinstance(section, ComponentSpec | SourceRecipe):
+        return section.model_dump(mode="json")
+    fields = type(section).model_fields
+    values = {name: getattr(section, name) for name in fields}
+    return {
+        name: _plain_value(value)
+        for name, value in values.items()
+        if not (value is None and fields[name].default is None)
+    }
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Section):
+        return _plain(value)
+    if isinstance(value, dict):
+        return {key: _plain_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_value(item) for item in value]
+    return value
+
+
+@dataclass
+class _Reading:
+    """What piles up while the files of one recipe are read."""
+
+    notes: list[str] = field(default_factory=list)
+    sources: list[Path] = field(default_factory=list)
+    broken: list[Problem] = field(default_factory=list)  # of files and overrides as a whole
+    keys: list[tuple[Place, Problem]] = field(default_factory=list)  # of single keys
+
+    def file(self, path: Path, label: str, around: tuple[Path, ...] = ()) -> Document | None:
+        """Read a file on top of the files that it extends; `around` are the files extending it."""
+        try:
+            document = read_document(path, label)
+        except UnreadableError as error:
+            self.broken.append(error.problem)
+            return None
+        around = (*around, path.resolve())
+        merged = Document({}, {(): document.places[()]})
+        for base in self._bases(document):
+            base_path, base_label = path.parent / base, os.path.join(os.path.dirname(label), base)
+            where = document.where(("extends",))
+            if base_path.resolve() in around:
+                circle = " -> ".join(file.name for file in (*around, base_path))
+                self.broken.append(Problem(where, f"goes in a circle: {circle}"))
+            elif not base_path.is_file():
+                self.broken.append(Problem(where, f"no such file: {base_label}"))
+            elif (below := self.file(base_path, base_label, around)) is not None:
+                merged = merge(merged, below)
+        self.sources.append(path)
+        self.translate(document)
+        return merge(merged, document)
+
+    def _bases(self, document: Document) -> list[str]:
+        """Take `extends` out of a document."""
+        bases = document.data.pop("extends", None) or []
+        bases = [bases] if isinstance(bases, str) else bases
+        if isinstance(bases, list) and all(isinstance(base, str) for base in bases):
+            return bases
+        where = document.where(("extends",))
+        self.broken.append(Problem(where, f"should be a file or a list of files, found {bases!r}"))
+        return []
+
+    def translate(self, document: Document) -> None:
+        """Turn other tools' key names into ours."""
+        translator = Translator(document)
+        translator.translate()
+        self.notes += translator.notes
+        self.add(document, document.problems + translator.problems)
+
+    def override(self, document: Document, text: str, folder: Path) -> Document:
+        """Lay one `key=value` over the recipe."""
+        key, equals, value_text = text.partition("=")
+        path: KeyPath = tuple(key.strip().split("."))
+        where = f"{COMMAND_LINE}, {text}"
+        if not equals or not all(path):
+            self.broken.append(Problem(where, "is no `key=value`", "write training.max_steps=100"))
+            return document
+        try:
+            value = parse_value(value_text, where)
+        except UnreadableError as error:
+            self.broken.append(error.problem)
+            return document
+        # a path typed in a shell is relative to where one stands
+        place = Place(COMMAND_LINE, None, (Path.cwd(), folder), key.strip())
+        above = Document(_nested(path, value), {(): place})
+        above.places |= {path[:end]: place for end in range(1, len(path) + 1)}
+        self.translate(above)
+        tasks = document.data.get("tasks")
+        if (
+            path[0] == "tasks"
+            and len(path) > 2
+            and isinstance(tasks, dict)
+            and path[1] not in tasks
+        ):
+            fix = did_you_mean(str(path[1]), tasks)
+            self.broken.append(Problem(where, f"the recipe has no task {path[1]!r}", fix))
+            return document
+        return merge(document, above)
+
+    def finish(self, document: Document, *, check_files: bool = True) -> Recipe:
+        """Validate, or raise everything that was found on the way."""
+        self.notes += spread_over_tasks(document)
+        missing = resolve_paths(document)
+        self.add(document, missing if check_files else [])
+        recipe, problems = validate(document.data)
+        self.add(document, problems)
+        if self.broken or self.keys or recipe is None:
+            order = {name: n for n, name in enumerate(dict.fromkeys(p.file for p, _ in self.keys))}
+            keys = sorted(self.keys, key=lambda pair: (order[pair[0].file], pair[0].line or 0))
+            raise RecipeError([*self.broken, *(problem for _, problem in keys)])
+        return recipe
+
+    def add(self, document: Document, problems: Iterable[FieldProblem]) -> None:
+        for problem in problems:
+            where = document.where(problem.path)
+            whole = Problem(where, problem.message, problem.fix)
+            self.keys.append((document.place(problem.path), whole))
+
+
+def merge(below: Document, above: Document) -> Document:
+    """Lay `above` over `below`: mappings are merged, everything else is replaced."""
+    data = _merged(below.data, above.data, ())
+    return Document(data, below.places | above.places)
+
+
+def _merged(below: Any, above: Any, path: KeyPath) -> Any:
+    if isinstance(below, list) and isinstance(above, dict) and set(above) <= _indices(below):
+        return [  # `regularization.0.strength=5`
+            _merged(item, above[str(i)], (*path, i)) if str(i) in above else item
+            for i, item in enumerate(below)
+        ]
+    short = SHORT_FORMS.get(class_at(path)) if path else None
+    if short and isinstance(above, dict):
+        below = {short: below} if isinstance(below, str) else below
+        if isinstance(below, dict) and above.get(short, below.get(short)) != below.get(short):
+            return above  # another component: the options of the old one are not its own
+    if isinstance(below, dict) and isinstance(above, dict):
+        both = dict(below)
+        for key, value in above.items():
+            both[key] = _merged(below.get(key), value, (*path, key))
+        return both
+    return above
+
+
+def _indices(items: list[Any]) -> set[str]:
+    return {str(index) for index in range(len(items))}
+
+
+def _nested(path: KeyPath, value: Any) -> dict[str, Any]:
+    """`("a", "b"), 1` -> `{"a": {"b": 1}}`."""
+    for key in reversed(path):
+        value = {str(key): value}
+    return dict(value)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item) for item in value]
+    return value

@@ -1,0 +1,73 @@
+"""Relative paths of a recipe: found beside the file that wrote them, or reported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtlcore.errors import nearest
+from mtlcore.recipe_checks import FieldProblem, KeyPath
+from mtlcore.recipe_yaml import Document
+
+DATA_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+LOCAL_STARTS = ("./", "../", "/", "~", ".\\")
+
+
+def resolve_paths(document: Document) -> list[FieldProblem]:
+    """Make the paths of existing files absolute, in place; returns the local ones not found."""
+    problems: list[FieldProblem] = []
+    for parent, key, path, endings in _all_paths(document.data):
+        value = parent[key]
+        if not isinstance(value, str) or "://" in value:
+            continue
+        folders = document.place(path).folders
+        found = _find(value, folders)
+        local = value.startswith(LOCAL_STARTS) or value.lower().endswith(endings)
+        if found is None and local:
+            problems.append(FieldProblem(path, f"no such file: {value}", _near(value, folders)))
+        elif found is not None and (local or endings == DATA_ENDINGS):
+            parent[key] = str(found)
+    return problems
+
+
+def _all_paths(data: dict[str, Any]) -> Iterator[tuple[Any, Any, KeyPath, tuple[str, ...]]]:
+    """(container, key, key path, endings of local files) of every value that is a path."""
+    tasks = data.get("tasks")
+    for name, task in tasks.items() if isinstance(tasks, dict) else ():
+        for split in ("train", "eval", "test") if isinstance(task, dict) else ():
+            source, path = task.get(split), ("tasks", name, split)
+            if isinstance(source, str):
+                yield task, split, path, DATA_ENDINGS
+            elif isinstance(source, dict) and "path" in source:
+                yield source, "path", (*path, "path"), DATA_ENDINGS
+    model = data.get("model")
+    if isinstance(model, dict) and "name_or_path" in model:
+        yield model, "name_or_path", ("model", "name_or_path"), ()
+    plugins = data.get("plugins")
+    files = plugins.get("load") if isinstance(plugins, dict) else plugins
+    for index in range(len(files)) if isinstance(files, list) else ():
+        where: KeyPath = ("plugins", "load") if isinstance(plugins, dict) else ("plugins",)
+        yield files, index, (*where, index), (".py",)
+
+
+def _find(value: str, folders: Sequence[Path]) -> Path | None:
+    path = Path(value).expanduser()
+    for folder in folders:
+        if (folder / path).exists():
+            return Path(os.path.abspath(folder / path))
+    return None
+
+
+def _near(value: str, folders: Sequence[Path]) -> str:
+    """The nearest name in the folder where the file should be."""
+    path = Path(value).expanduser()
+    looked_in = [(folder / path).parent for folder in folders]
+    for folder in looked_in:
+        names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+        if name := nearest(path.name, names):
+            return f"did you mean {str(Path(value).with_name(name))!r}?"
+    places = ", ".join(dict.fromkeys(os.path.normpath(folder) for folder in looked_in))
+    missing = not any(folder.is_dir() for folder in looked_in)
+    return f"{'there is no folder' if missing else 'looked in'} {places}"

@@ -1,0 +1,197 @@
+"""Plain data -> Recipe, or everything that is wrong with it in the user's words."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from mtlcore.errors import did_you_mean, nearest
+from mtlcore.recipe import ComponentSpec, Recipe, Section, class_at
+from mtlcore.recipe_checks import FieldProblem, KeyPath
+
+# values that let the rest of a recipe be checked although a required key is wrong
+STAND_INS: dict[str, Any] = {
+    "model": {"name_or_path": "?"},
+    "name_or_path": "?",
+    "tasks": {"?": {"train": "?", "format": "?"}},
+    "train": "?",
+    "format": "?",
+    "name": "?",
+    "path": "?",
+    "r": 1,
+}
+
+
+def validate(data: dict[str, Any]) -> tuple[Recipe | None, list[FieldProblem]]:
+    """Check `data`; returns the recipe, or None and all problems."""
+    try:
+        return Recipe.model_validate(data), []
+    except ValidationError as error:
+        details = error.errors()
+    if details[0]["type"] == "between_fields":
+        return None, list(details[0]["ctx"]["problems"])
+    problems = _described(details, data)
+    return None, problems + _between_the_right_fields(data, [problem.path for problem in problems])
+
+
+def _between_the_right_fields(data: dict[str, Any], wrong: Sequence[KeyPath]) -> list[FieldProblem]:
+    """Check the rules between fields with everything at `wrong` taken out."""
+    rest = copy.deepcopy(data)
+    for path in wrong:
+        _take_out(rest, path)
+    try:
+        Recipe.model_validate(rest)
+    except ValidationError as error:
+        details = error.errors()
+        if details[0]["type"] == "between_fields":
+            found: list[FieldProblem] = details[0]["ctx"]["problems"]
+            return [
+                problem
+                for problem in found
+                if not any(problem.path[: len(path)] == path for path in wrong)
+                and not any(_overlap(read, path) for read in problem.reads for path in wrong)
+            ]
+    return []
+
+
+def _take_out(data: dict[str, Any], path: KeyPath) -> None:
+    parent: Any = data
+    for part in path[:-1]:
+        try:
+            parent = parent[part]
+        except (KeyError, IndexError, TypeError):
+            return
+    last = path[-1]
+    if isinstance(parent, list) and isinstance(last, int):
+        parent[last] = "?"
+    elif isinstance(parent, dict):
+        parent.pop(last, None)
+        if class_at(path) is not None and str(last) in STAND_INS:
+            parent[last] = STAND_INS[str(last)]
+        elif len(path) == 2 and path[0] == "tasks":  # keep the task's name
+            parent[last] = {"train": "?", "format": "?"}
+
+
+def _overlap(one: KeyPath, other: KeyPath) -> bool:
+    short = min(len(one), len(other))
+    return one[:short] == other[:short]
+
+
+def _described(details: Sequence[ErrorDetails], data: dict[str, Any]) -> list[FieldProblem]:
+    """One problem per key path: a union of types gives several errors at one place."""
+    problems: dict[KeyPath, FieldProblem] = {}
+    for error in details:
+        path = _path_in_data(error["loc"], data)
+        problem = _problem(error, path)
+        if problem.path not in problems:
+            problems[problem.path] = problem
+        elif error["type"].endswith("_type"):
+            first = problems[problem.path]
+            wanted = first.message.split(", found")[0]
+            message = f"{wanted} or {_wanted(error)}, found {_found(error['input'])}"
+            problems[problem.path] = FieldProblem(first.path, message, first.fix)
+    return list(problems.values())
+
+
+def _path_in_data(loc: Sequence[str | int], data: Any) -> KeyPath:
+    """The part of pydantic's location that the user wrote."""
+    path: list[str | int] = []
+    here = data
+    for part in loc:
+        inside = isinstance(here, Mapping) and part in here
+        if not inside and not (isinstance(here, list) and isinstance(part, int)):
+            break
+        here = here[part]
+        path.append(part)
+    return tuple(path)
+
+
+def _problem(error: ErrorDetails, path: KeyPath) -> FieldProblem:
+    kind, value = error["type"], error["input"]
+    if kind == "missing":
+        name = str(error["loc"][-1])
+        message = f"`{name}` is missing"
+        if isinstance(value, dict) and path:  # where it would stand
+            path = (*path, name)
+        return FieldProblem(path or (name,), message, _how_to_add(path, name))
+    if kind == "extra_forbidden":
+        return FieldProblem(path, f"unknown key `{path[-1]}`", _right_key(path))
+    if value is None:
+        return FieldProblem(path, "is empty", "give it a value, or remove the key")
+    message = f"{_wanted(error)}, found {_found(value)}"
+    fix = ""
+    if kind == "literal_error":
+        match = nearest(str(value), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+        fix = f"did you mean {match!r}?" if match else ""
+    return FieldProblem(path, message, fix)
+
+
+def _how_to_add(path: KeyPath, name: str) -> str:
+    """The description of a required field as the fix."""
+    parent = class_at(path[:-1])
+    if isinstance(parent, type) and issubclass(parent, Section) and name in parent.model_fields:
+        return f"add `{name}: ...`: {parent.model_fields[name].description}"
+    return f"add `{name}: ...`"
+
+
+def _right_key(path: KeyPath) -> str:
+    """The nearest spelling, or the section in which the key belongs."""
+    key = str(path[-1])
+    known = class_at(path[:-1]).model_fields
+    if match := nearest(key, known):
+        return f"did you mean {match!r}?"
+    for name, field in Recipe.model_fields.items():
+        section = class_at((name, "any")) if name == "tasks" else class_at((name,))
+        inside = section.model_fields if hasattr(section, "model_fields") else {}
+        if section is not ComponentSpec and key in inside:
+            return f"it belongs under `{'tasks.<name>' if name == 'tasks' else name}`"
+        if section is not ComponentSpec and (match := nearest(key, inside)) and field:
+            where = "tasks.<name>" if name == "tasks" else name
+            return f"did you mean `{where}.{match}`?"
+    return did_you_mean(key, known)
+
+
+def _wanted(error: ErrorDetails) -> str:
+    """What should stand there, without pydantic's jargon."""
+    kind, ctx = error["type"], error.get("ctx", {})
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return "should be " + _mapping_words(str(ctx.get("class_name", "")))
+    if kind == "string_too_short":
+        return "should not be empty"
+    if kind == "too_short":
+        return f"should have at least {ctx['min_length']} item"
+    words = {
+        "string_type": "should be text",
+        "list_type": "should be a list",
+        "int_type": "should be a whole number",
+        "int_parsing": "should be a whole number",
+        "int_from_float": "should be a whole number",
+        "float_type": "should be a number",
+        "float_parsing": "should be a number",
+        "number_type": "should be a number",
+        "finite_number": "should be a finite number",
+        "bool_type": "should be true or false",
+        "bool_parsing": "should be true or false",
+    }
+    message = error["msg"].replace("Input should be", "should be")
+    return words.get(kind, message[0].lower() + message[1:])
+
+
+def _mapping_words(class_name: str) -> str:
+    if class_name == "ComponentSpec":
+        return "a component's name, or `{name: ..., option: ...}`"
+    if class_name == "SourceRecipe":
+        return "a path, or `{path: ...}`"
+    return "a mapping of keys to values"
+
+
+def _found(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

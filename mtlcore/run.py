@@ -1,0 +1,328 @@
+"""One run: the model, its tasks and its components, as the hooks receive them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mtlcore import seeds
+from mtlcore.data.tasks import Task, load_tasks
+from mtlcore.errors import UserError, did_you_mean
+from mtlcore.evaluation.predictions import Prediction, predict, write_predictions
+from mtlcore.evaluation.scores import Scores, TaskScore
+from mtlcore.model import export
+from mtlcore.model.backbone import MultiTaskModel, load_backbone
+from mtlcore.model.layout import SHARED_ONLY, Layout
+from mtlcore.plugins import PluginManager
+from mtlcore.recipe import GenerationRecipe, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtlcore.components import Component, Evaluator, Sampler, Weighting
+    from mtlcore.data.batches import Batch
+    from mtlcore.data.tasks import Split
+
+VERSIONS_OF = ("mtlcore", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors")
+
+
+class Run:
+    """What one run holds. Hooks get it as `run`.
+
+    `recipe`, `folder`, `tasks` (in the order of the recipe), `model`, `tokenizer`, `device`,
+    `plugins`, `components` by key, `step` (optimizer steps done), `rows_drawn` [T] (rows drawn of
+    each task so far), `notes` (what the user was told).
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, *, splits: Sequence[str] | None = None) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.seed = recipe.training.seed
+        self.step = 0
+        self.notes: list[str] = []
+        self.plugins = PluginManager.load(
+            local=recipe.plugins.load, disable=recipe.plugins.disable
+        )
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if recipe.training.bf16 else "no",
+            log_with=list(recipe.training.report_to) or None,
+            project_dir=str(folder),
+        )
+        self.device = self.accelerator.device
+        self.tokenizer = load_tokenizer(recipe)
+        self.components: dict[str, Component] = {}
+        self._create_components()
+        self.tasks: list[Task] = load_tasks(
+            recipe, self.tokenizer, self.plugins, splits=splits or ("train", "eval", "test")
+        )
+        for message in (note for task in self.tasks for note in task.notes):
+            self.note(message)
+        self.rows_drawn = [0] * len(self.tasks)
+        layout = Layout.build([task.name for task in self.tasks], recipe.lora, recipe.sharing)
+        backbone = load_backbone(recipe.model, self.device)
+        self.model = MultiTaskModel(backbone, layout, recipe.lora, seed=self.seed)
+        self._prepare_model()
+
+    def _create_components(self) -> None:
+        recipe = self.recipe
+        self.weighting: Weighting = self._add("weighting", recipe.weighting, "weighting")
+        self.sampler: Sampler = self._add("sampling", recipe.sampling, "sampling")
+        for index, spec in enumerate(recipe.regularization):
+            self._add("regularization", spec, f"regularization[{index}]")
+        for index, spec in enumerate(recipe.auditing):
+            self._add("auditing", spec, f"auditing[{index}]")
+        self.evaluators: dict[str, list[Evaluator]] = {}
+        for name, task in recipe.tasks.items():
+            self._add("rows", task.rows, f"tasks.{name}.rows", task=name)
+            self.evaluators[name] = [
+                self._add("evaluation", spec, f"tasks.{name}.metrics[{index}]", task=name)
+                for index, spec in enumerate(task.metrics)
+            ]
+
+    def _add(self, kind: str, spec: Any, where: str, task: str | None = None) -> Any:
+        """Create a component, register its hooks, and keep it under a key for its state."""
+        component = self.plugins.create(kind, spec, where)
+        if task is not None:
+            component.tasks = (task,)
+        self.components[f"{where}:{spec.name}"] = component
+        self.plugins.register(component)
+        return component
+
+    def _prepare_model(self) -> None:
+        if self.recipe.model.attn_implementation == "padded":
+            self.model.flat_problem = "the recipe asks for padding"
+        elif not self.model.try_flat():
+            self.note(f"batches are padded: {self.model.flat_problem}")
+        if self.recipe.training.gradient_checkpointing:
+            self.model.backbone.activation_checkpointing_enable({"use_reentrant": False})
+
+    # -- what components use ------------------------------------------------------------------
+
+    def generator(self, step: int, *key: str) -> torch.Generator:
+        """A generator that depends on seed, step and key alone: equal on all ranks."""
+        return seeds.generator(self.seed, step, *key)
+
+    def note(self, message: str) -> None:
+        """Tell the user something, once; it is kept in `notes` and in the run's record."""
+        if message not in self.notes:
+            self.notes.append(message)
+            self.accelerator.print(message)
+
+    def task(self, name: str) -> Task:
+        """The task of that name; an unknown one is a UserError."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise UserError(
+            f"unknown task {name!r}", fix=did_you_mean(name, [task.name for task in self.tasks])
+        )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The mixed precision of the recipe."""
+        return self.accelerator.autocast()
+
+    @torch.no_grad()
+    def evaluate_losses(self, batch: Batch) -> Tensor:
+        """[T] mean loss of each task on a batch as the weights are now; NaN where it has no label."""
+        was_training = self.model.training
+        self.model.eval()
+        with self.autocast():
+            outputs = self.model(batch)
+        self.model.routing.leave()
+        self.model.train(was_training)
+        return outputs.loss_sums / torch.tensor(outputs.counts).to(outputs.loss_sums)
+
+    # -- what users use -----------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        split: str = "test",
+        tasks: Iterable[str] | None = None,
+        *,
+        outputs: bool = True,
+        max_rows: int | None = None,
+        save: bool = True,
+    ) -> Scores:
+        """Score the model on a split ("train", "eval" or "test") of all or some tasks.
+
+        A task without a test split is scored on its eval split, and a note says so. With
+        `outputs` False only losses are computed. Predictions are kept in
+        ``predictions/<split>/<task>.jsonl`` unless `save` is False or there are no outputs.
+        """
+        chosen = self.tasks if tasks is None else [self.task(name) for name in tasks]
+        scores: dict[str, TaskScore] = {}
+        for task in chosen:
+            rows = self._rows_of(task, split)
+            if max_rows is not None and len(rows) > max_rows:
+                draw = seeds.generator(self.seed, "eval rows", task.name)
+                keep = torch.randperm(len(rows), generator=draw)[:max_rows].sort().values
+                examples = [rows[int(i)] for i in keep]
+            else:
+                examples = list(rows)
+            predictions = predict(self, task, examples, outputs=outputs)
+            if outputs and save:
+                write_predictions(
+                    self.folder / "predictions" / split / f"{task.name}.jsonl", predictions
+                )
+            scores[task.name] = self._score(task, predictions, outputs)
+        return Scores(split, scores)
+
+    def _rows_of(self, task: Task, split: str) -> Split:
+        rows: Split | None = getattr(task, split)
+        if rows is None and split == "test":
+            self.note(f"task {task.name!r} has no test split: its eval split is scored")
+            rows = task.eval
+        if rows is None:
+            raise UserError(
+                f"task {task.name!r} has no {split} rows",
+                where=f"tasks.{task.name}.{split}",
+                fix=f"name a file for {split}, or a share in tasks.{task.name}.split",
+            )
+        return rows
+
+    def _score(self, task: Task, predictions: list[Prediction], outputs: bool) -> TaskScore:
+        metrics: dict[str, float] = {}
+        if outputs:
+            for result in reversed(
+                self.plugins.hook.mtlcore_evaluate(run=self, task=task, predictions=predictions)
+            ):
+                metrics |= result or {}
+        evaluators = self.evaluators[task.name]
+        first = evaluators[0] if evaluators and outputs else None
+        if first is not None:  # the primary metric stands first
+            metrics = {first.name: metrics[first.name], **metrics}
+        return TaskScore(
+            loss=sum(p.loss_sum for p in predictions) / sum(p.tokens for p in predictions),
+            rows=len(predictions),
+            metrics=metrics,
+            primary=first.name if first else None,
+            value=first.normalized(metrics[first.name]) if first else None,
+            auxiliary=task.recipe.role == "auxiliary",
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        tasks: str | Sequence[str | None] | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Continue prompts, of one task or of several in one mixed batch.
+
+        `tasks`: one name for all prompts, a name (or None) for each, or None: then the shared
+        adapter alone answers, and a note says so. The prompts are what the model reads: formats
+        and templates are not applied. Options are those of `generation` in the recipe.
+        """
+        names = [tasks] * len(prompts) if tasks is None or isinstance(tasks, str) else list(tasks)
+        if len(names) != len(prompts):
+            raise UserError(
+                f"{len(prompts)} prompts but {len(names)} tasks",
+                fix="give one task for all prompts, or one for each",
+            )
+        if not prompts:
+            return []
+        if None in names:
+            if not any(adapter.shared for adapter in self.model.layout.adapters):
+                raise UserError(
+                    "this model has no shared adapter to answer without a task",
+                    fix=f"name a task: {', '.join(task.name for task in self.tasks)}",
+                )
+            self.note("prompts without a task are answered by the shared adapter alone")
+        indices = [SHARED_ONLY if name is None else self.task(name).index for name in names]
+        recipes = {self.tasks[i].recipe.generation for i in indices if i != SHARED_ONLY}
+        base = recipes.pop() if len(recipes) == 1 else GenerationRecipe()
+        merged = GenerationRecipe.model_validate({**base.model_dump(), **options})
+        ids = [self.tokenizer(prompt).input_ids for prompt in prompts]
+        ids = [i[:-1] if len(i) > 1 and i[-1] == self.tokenizer.eos_token_id else i for i in ids]
+        return self.continue_prompts(ids, indices, merged)
+
+    def continue_prompts(
+        self, prompts: Sequence[Sequence[int]], tasks: Sequence[int], options: GenerationRecipe
+    ) -> list[str]:
+        """Generate from token ids; the texts come back without white space at the ends."""
+        eos = self.tokenizer.eos_token_id
+        pad = self.tokenizer.pad_token_id
+        with self.autocast():
+            outputs = self.model.generate(
+                prompts,
+                tasks,
+                options,
+                pad_token_id=pad if pad is not None else eos,
+                eos_token_id=eos,
+            )
+        return [
+            text.strip()
+            for text in self.tokenizer.batch_decode(outputs, skip_special_tokens=True)
+        ]
+
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        task: str | None = None,
+        shared: bool = False,
+        merged: bool = False,
+    ) -> Path:
+        """Write a stock PEFT adapter (or a merged model) that needs no mtlcore to load.
+
+        For one task: its shared, group and own adapters as one LoRA of the summed rank. `shared`:
+        the shared adapter alone. `merged`: a full model with the task's adapters (or, without a
+        task, the shared one) added into its weights.
+        """
+        if task is None and not shared and not merged:
+            raise UserError(
+                "nothing chosen to export", fix="give a task, shared=True or merged=True"
+            )
+        index = SHARED_ONLY if task is None else self.task(task).index
+        if merged:
+            return export.merged_model(self.model, index, Path(folder), self.tokenizer)
+        return export.peft_adapter(
+            self.model, index, Path(folder), self.recipe.model.name_or_path
+        )
+
+    # -- the record ---------------------------------------------------------------------------
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device, active plugins and data fingerprints: what a run depended on."""
+        installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
+        return {
+            "versions": {n: metadata.version(n) for n in VERSIONS_OF if n in installed},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "plugins": self.plugins.active(),
+            "data": {task.name: task.fingerprints() for task in self.tasks},
+            "flat_batches": self.model.flat,
+            "notes": self.notes,
+        }
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file into the run's folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        (self.folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model of a recipe."""
+    model = recipe.model
+    try:
+        return AutoTokenizer.from_pretrained(
+            model.name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the tokenizer of {model.name_or_path!r}: {str(error).splitlines()[0]}",
+            where="model.name_or_path",
+            fix="give a folder made by save_pretrained (of model and tokenizer), or the name of a "
+            "model on the hub that this machine can reach",
+        ) from error

@@ -1,0 +1,413 @@
+"""The training loop: one mixed batch, one backward, per-task gradients, one update."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from mtlcore import checkpoint
+from mtlcore.data.batches import Batch, collate, deal, plan_rows
+from mtlcore.distributed import rank, world_size
+from mtlcore.errors import MtlcoreError, UserError
+from mtlcore.evaluation.scores import Scores
+from mtlcore.gradients import Direction, Gradients
+from mtlcore.losses import Outputs
+from mtlcore.progress import Progress
+from mtlcore.seeds import seed_of
+
+if TYPE_CHECKING:
+    from mtlcore.run import Run
+
+
+@dataclass
+class StepRecord:
+    """What one step did; `metrics.jsonl` has one line per record."""
+
+    step: int
+    losses: dict[str, float]
+    weights: dict[str, float]
+    learning_rate: float
+    grad_norms: dict[str, float]
+    rows: dict[str, int]
+    tokens: dict[str, int]
+    seconds: float = 0.0
+    penalties: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean of the losses of the tasks that were in the step."""
+        return sum(self.losses.values()) / len(self.losses)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record's line in metrics.jsonl."""
+        return {"loss": self.loss, **vars(self)}
+
+
+class Trainer:
+    """Trains the adapters of a run.
+
+    `run.plugins.hook` decides which rows, which penalties and which task weights; the trainer
+    knows none of them by name.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.recipe = run.recipe.training
+        self.gradients = Gradients(
+            run.model,
+            [task.recipe.loss_weight for task in run.tasks],
+            mode=self.recipe.gradients,
+        )
+        if self.gradients.mode == "multi_pass":
+            run.note("gradients: multi_pass, one backward pass per task and micro-batch")
+        self.total_steps = self._total_steps()
+        self.optimizer = self._make_optimizer()
+        warmup = self.recipe.warmup_steps or math.ceil(
+            self.recipe.warmup_ratio * self.total_steps
+        )
+        self.scheduler = get_scheduler(
+            self.recipe.lr_scheduler_type,
+            self.optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=self.total_steps,
+        )
+        self.last_weights = [1.0 / len(run.tasks)] * len(run.tasks)
+        self.best_value: float | None = None
+        self.best_step: int | None = None
+        self.stale_evaluations = 0
+        self.penalties: dict[str, float] = {}
+        self.seen_effect = False
+
+    # -- one step -----------------------------------------------------------------------------
+
+    def train_step(self) -> StepRecord:
+        """One optimizer step: this is the page to read first."""
+        run, gradients = self.run, self.gradients
+        started = time.perf_counter()
+        batches = self.next_batches()  # micro-batches of rows of several tasks, sorted by task
+        gradients.start([sum(counts) for counts in zip(*(b.counts for b in batches), strict=True)])
+        weights: Tensor | Direction | None = None  # [T'] or [S, T'], T' tasks in this step
+        for batch in batches:
+            outputs = self.forward(batch)  # token-loss sums [T]
+            folded = self.weights_before_backward(outputs, len(batches), weights)
+            weights = folded
+            gradients.backward(outputs.loss_sums, folded)  # J [T, P], or one row if folded
+        gradients.finish()
+        if weights is None and gradients.has_shared:
+            weights = self.weigh(gradients.mean_losses())  # reads G [T', T'] as it needs
+        gradients.apply(weights)  # .grad = Jᵀ w, and each task's own
+        self.add_weight_penalties()
+        run.plugins.hook.mtlcore_before_update(run=run, gradients=gradients)
+        norms = gradients.clip(self.recipe.max_grad_norm)
+        rate = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        run.step += 1
+        record = self.record(batches, weights, norms, rate, time.perf_counter() - started)
+        run.plugins.hook.mtlcore_step_end(run=run, record=record.to_json())
+        return record
+
+    def next_batches(self) -> list[Batch]:
+        """The micro-batches of this step for this rank."""
+        run = self.run
+        examples = plan_rows(run, run.step)
+        hands = deal(examples, self.recipe.gradient_accumulation_steps * world_size())
+        index = {task.name: task.index for task in run.tasks}
+        return [
+            collate(
+                hand,
+                [index[example.task] for example in hand],
+                len(run.tasks),
+                flat=run.model.flat,
+                device=run.device,
+            )
+            for hand in hands[rank() :: world_size()]
+        ]
+
+    def forward(self, batch: Batch) -> Outputs:
+        """One forward pass; task penalties are added to the loss sums, batch penalties to .grad."""
+        run = self.run
+        run.model.train()
+        with run.autocast():
+            outputs = run.model(batch)
+            self._stop_if_not_finite(batch, outputs)
+            for penalty in self._penalties(batch, outputs):
+                if penalty.on == "task":
+                    outputs = outputs._replace(loss_sums=outputs.loss_sums + penalty.value)
+                elif penalty.on == "batch":
+                    self.gradients.penalty_backward(penalty.value)
+        return outputs
+
+    def weights_before_backward(
+        self, outputs: Outputs, micro_batches: int, known: Tensor | Direction | None
+    ) -> Tensor | None:
+        """Task weights [T'] where they do not depend on gradients; they save J its memory."""
+        needs = self.run.weighting.needs
+        if not self.gradients.has_shared or self.gradients.mode != "one_pass":
+            return None
+        if needs == "nothing":
+            return self.weigh(None) if known is None else known  # type: ignore[return-value]
+        if needs == "losses" and micro_batches == 1 and world_size() == 1:
+            return self.weigh(self.gradients.mean_losses_of(outputs.loss_sums))  # type: ignore[return-value]
+        return None
+
+    def weigh(self, losses: Tensor | None) -> Tensor | Direction:
+        """Ask the weighting: mean losses [T'] of the present tasks -> weights."""
+        run = self.run
+        weights = run.plugins.hook.mtlcore_weigh_tasks(
+            run=run, losses=losses, gradients=self.gradients
+        )
+        if weights is None:
+            raise MtlcoreError("no component answered mtlcore_weigh_tasks")
+        values = weights.vector if isinstance(weights, Direction) else weights
+        if not torch.isfinite(values).all():
+            raise MtlcoreError(
+                f"step {run.step + 1}: the weighting {run.weighting.name!r} gave weights that "
+                f"are not finite: {values.tolist() if values.numel() < 100 else '...'}"
+            )
+        return weights
+
+    def _penalties(self, batch: Batch | None, outputs: Outputs | None) -> list[Any]:
+        found = self.run.plugins.hook.mtlcore_penalties(
+            run=self.run, batch=batch, outputs=outputs
+        )
+        penalties = [penalty for some in found for penalty in some or ()]
+        for penalty in penalties:
+            allowed = ("task", "batch") if batch is not None else ("weights",)
+            if penalty.on not in allowed:
+                raise MtlcoreError(
+                    f"penalty {penalty.name!r} acts on {penalty.on!r} but was returned from the "
+                    f"call for {' and '.join(allowed)} penalties"
+                )
+            value = float(penalty.value.detach().sum())
+            self.penalties[penalty.name] = self.penalties.get(penalty.name, 0.0) + value
+        return penalties
+
+    def add_weight_penalties(self) -> None:
+        """Add the gradients of penalties on the weights, after Jᵀ w."""
+        for penalty in self._penalties(None, None):
+            parameters = [p for _, p in self.run.model.trainable_parameters()]
+            grads = torch.autograd.grad(penalty.value, parameters, allow_unused=True)
+            self.gradients.add_to_update(parameters, grads)
+
+    def _stop_if_not_finite(self, batch: Batch, outputs: Outputs) -> None:
+        """A loss that is NaN or infinite: name the step, the task and the rows, and stop."""
+        if bool(torch.isfinite(outputs.loss_sums).all()):
+            return
+        bad = batch.label_rows[~torch.isfinite(outputs.token_losses)].unique().tolist()
+        rows = [batch.examples[row] for row in bad]
+        places = ", ".join(f"{e.task} row {e.row}" for e in rows[:8])
+        raise UserError(
+            f"the loss is not finite at step {self.run.step + 1} for {len(rows)} rows: {places}"
+            + (" ..." if len(rows) > 8 else ""),
+            where=f"tasks.{rows[0].task}" if rows else "",
+            fix="look at these rows; lower training.learning_rate or set training.max_grad_norm; "
+            "the last checkpoint is untouched",
+        )
+
+    def record(
+        self,
+        batches: list[Batch],
+        weights: Tensor | Direction | None,
+        norms: dict[str, float],
+        rate: float,
+        seconds: float,
+    ) -> StepRecord:
+        """What the step did, by task name."""
+        names = [task.name for task in self.run.tasks]
+        gradients = self.gradients
+        if isinstance(weights, Tensor):
+            flat = weights if weights.ndim == 1 else weights.mean(0)
+            for task, weight in zip(gradients.present, flat.tolist(), strict=True):
+                self.last_weights[task] = weight  # an absent task keeps its last one
+        penalties, self.penalties = self.penalties, {}
+        rows = [0] * len(names)
+        for batch in batches:
+            for task, start, stop in batch.rows:
+                rows[task] += stop - start
+        tokens = [sum(column) for column in zip(*(b.tokens for b in batches), strict=True)]
+        return StepRecord(
+            step=self.run.step,
+            losses={names[task]: loss for task, loss in gradients.raw_losses().items()},
+            weights=dict(zip(names, self.last_weights, strict=True)),
+            learning_rate=rate,
+            grad_norms=norms,
+            rows=dict(zip(names, rows, strict=True)),
+            tokens=dict(zip(names, tokens, strict=True)),
+            seconds=seconds,
+            penalties=penalties,
+            peak_memory_mb=peak_memory_mb(self.run.device),
+        )
+
+    # -- the run ------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train from `run.step` to the end: evaluations, checkpoints, early stopping."""
+        run, recipe = self.run, self.recipe
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.write_json("environment.json", run.environment())
+        if recipe.report_to:
+            run.accelerator.init_trackers(recipe.run_name or run.folder.name)
+        run.plugins.hook.mtlcore_run_start(run=run)
+        with Progress(self.total_steps, run.step) as progress:
+            while run.step < self.total_steps:
+                torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
+                record = self.train_step()
+                progress.step(record)
+                if run.step % recipe.logging_steps == 0 or run.step == self.total_steps:
+                    self._log(record.to_json())
+                stop = self._due(recipe.eval_steps) and self._evaluate(progress)
+                if self._due(recipe.save_steps) or run.step == self.total_steps or stop:
+                    self.save()
+                if stop:
+                    run.note(f"stopped early at step {run.step}: no better {self._metric} since "
+                             f"step {self.best_step}")
+                    break
+        if recipe.load_best_model_at_end and self.best_step not in (None, run.step):
+            assert self.best_step is not None
+            checkpoint.load_adapters(run, checkpoint.checkpoint_folder(run.folder, self.best_step))
+            run.note(f"the best model is that of step {self.best_step}")
+        run.plugins.hook.mtlcore_run_end(run=run)
+        run.write_json("environment.json", run.environment())
+        run.write_json(
+            "result.json",
+            {"step": run.step, "best_step": self.best_step, "best_value": self.best_value},
+        )
+        run.accelerator.end_training()
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.run.step % every == 0
+
+    @property
+    def _metric(self) -> str:
+        return self.recipe.metric_for_best_model
+
+    def _evaluate(self, progress: Progress) -> bool:
+        """Score the eval split, remember the best; True when it is time to stop early."""
+        wants_metrics = self.recipe.eval_metrics or not self._metric.endswith("_loss")
+        started = time.perf_counter()
+        scores = self.run.evaluate(
+            "eval", outputs=wants_metrics, max_rows=self.recipe.eval_max_rows, save=False
+        )
+        flat = scores.flat()
+        progress.evaluation(self.run.step, scores)
+        self._log({"step": self.run.step, **flat, "eval_seconds": time.perf_counter() - started})
+        if not (self.recipe.load_best_model_at_end or self.recipe.early_stopping_patience):
+            return False
+        return self._judge(flat, scores)
+
+    def _judge(self, flat: dict[str, float], scores: Scores) -> bool:
+        if self._metric not in flat:
+            raise UserError(
+                f"the evaluation gave no {self._metric!r}",
+                where="training.metric_for_best_model",
+                fix=f"choose one of {', '.join(sorted(flat))}",
+            )
+        greater = self.recipe.greater_is_better
+        if greater is None:
+            greater = not self._metric.endswith("_loss")
+        value = flat[self._metric]
+        sign = 1 if greater else -1
+        if self.best_value is None or sign * value > sign * self.best_value:
+            self.best_value, self.best_step, self.stale_evaluations = value, self.run.step, 0
+            self.save()
+        else:
+            self.stale_evaluations += 1
+        patience = self.recipe.early_stopping_patience
+        return patience is not None and self.stale_evaluations >= patience
+
+    def save(self) -> None:
+        """Write a checkpoint of this step and prune old ones."""
+        checkpoint.save(self)
+        checkpoint.prune(self.run.folder, self.recipe.save_total_limit, self.best_step)
+
+    def _log(self, values: dict[str, Any]) -> None:
+        with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+        if self.recipe.report_to:
+            numbers = {k: v for k, v in _one_level(values).items() if isinstance(v, int | float)}
+            self.run.accelerator.log(numbers, step=values["step"])
+
+    # -- set-up and state ---------------------------------------------------------------------
+
+    def _total_steps(self) -> int:
+        """`max_steps`, or the steps in which the largest task is seen `num_train_epochs` times."""
+        if self.recipe.max_steps is not None:
+            return self.recipe.max_steps
+        run = self.run
+        sizes = [len(task.train) for task in run.tasks]
+        largest = max(range(len(sizes)), key=sizes.__getitem__)
+        share = run.sampler.shares(run, 0)[largest]
+        per_step = self.rows_per_step * share
+        return max(1, math.ceil(self.recipe.num_train_epochs * sizes[largest] / per_step))
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step over all micro-batches and ranks."""
+        return (
+            self.recipe.per_device_train_batch_size
+            * self.recipe.gradient_accumulation_steps
+            * world_size()
+        )
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW with one parameter group per adapter.
+
+        Fused: with thousands of small factors the loop over parameters would cost 5% of a CPU step.
+        """
+        model = self.run.model
+        groups = [
+            {"params": model.adapter_parameters(adapter.name), "name": adapter.name}
+            for adapter in model.layout.adapters
+        ]
+        return torch.optim.AdamW(
+            groups,
+            lr=self.recipe.learning_rate,
+            betas=(self.recipe.adam_beta1, self.recipe.adam_beta2),
+            eps=self.recipe.adam_epsilon,
+            weight_decay=self.recipe.weight_decay,
+            fused=True,
+        )
+
+    def progress_state(self) -> dict[str, Any]:
+        """What the loop itself remembers, for checkpoints."""
+        return {
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "stale_evaluations": self.stale_evaluations,
+            "last_weights": self.last_weights,
+        }
+
+    def load_progress_state(self, state: dict[str, Any]) -> None:
+        """Set what `progress_state` gave."""
+        self.best_value = state["best_value"]
+        self.best_step = state["best_step"]
+        self.stale_evaluations = state["stale_evaluations"]
+        self.last_weights = list(state["last_weights"])
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The highest memory use so far: of the GPU if there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _one_level(values: dict[str, Any]) -> dict[str, Any]:
+    """{"losses": {"a": 1}} -> {"train/a/losses": 1}: how trackers group curves."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"train/{name}/{key}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,1 @@
+"""Evaluators: metrics of one task's predictions."""

@@ -1,0 +1,1 @@
+"""Formats: how a row of data becomes a prompt and an answer."""

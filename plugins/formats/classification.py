@@ -1,0 +1,160 @@
+"""Texts with a label from a fixed set; the label's word is learned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mtlcore.components import Format
+from mtlcore.data.example import IGNORED, Example, RowError
+from mtlcore.data.fields import kind_of, text_of, value_of
+from mtlcore.data.template import RowTemplate
+from mtlcore.data.tokens import encode_plain, encode_prompt, eos_id, join_space
+from mtlcore.errors import UserError, did_you_mean
+
+OptionIds = tuple[tuple[int, ...], ...]
+
+
+class Classification(Format):
+    """Learn which word of a label set follows a text.
+
+    labels: the words, or a map from the file's values to words ({0: negative, 1: positive});
+        without it they are the values found in the train rows, sorted.
+    template: Jinja2 over the row's columns that makes the prompt; without it the column `text` and
+        a line "Label:".
+
+    A number in the file meets a label written as text, and the other way round: 1, 1.0 and "1" are
+    one label. White space at the ends of a label does not count.
+    """
+
+    name = "classification"
+    label_column = "label"
+
+    def __init__(
+        self,
+        *,
+        labels: list[str | int | float | bool] | dict[str | int | float | bool, str] | None = None,
+        template: str | None = None,
+    ) -> None:
+        needed = {"text": "the text to classify", "label": "its label"}
+        self._template = template and RowTemplate(template, option="template")
+        if self._template:
+            del needed["text"]
+        self.columns = needed  # type: ignore[misc]
+        self.options: tuple[str, ...] = ()
+        self._index: dict[str, int] = {}
+        self._given = labels is not None
+        if labels is not None:
+            pairs = (
+                labels.items() if isinstance(labels, dict) else ((label, label) for label in labels)
+            )
+            self._set({label_key(value): label_key(word) for value, word in pairs}, len(labels))
+        self._option_ids: dict[tuple[int, str], OptionIds] = {}
+
+    def prepare(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Collect the label set from the train rows, unless the recipe gives it."""
+        if self._given:
+            return
+        found = {label_key(row["label"]) for row in rows if is_label(row.get("label"))} - {""}
+        ordered = sorted(found, key=_numbers_by_size)
+        self._set({key: key for key in ordered}, len(ordered))
+
+    def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
+        """The tokens of one row and of every option."""
+        label = self._label(row)
+        prompt = self._template.render(row) if self._template else text_of(row, "text")
+        if not prompt.strip():
+            raise RowError("the prompt is empty" if self._template else "column 'text' is empty")
+        if not self._template:
+            prompt += "\nLabel:"
+        given = tuple(encode_prompt(tokenizer, prompt))
+        option_ids = self._tokens(tokenizer, join_space(prompt, self.options[0]))
+        eos = eos_id(tokenizer)
+        learned = option_ids[label]
+        if learned[-1] != eos:
+            learned = (*learned, eos)
+        return Example(
+            task,
+            index,
+            prompt,
+            self.options[label],
+            given + learned,
+            (IGNORED,) * len(given) + learned,
+            len(given),
+            options=self.options,
+            option_ids=option_ids,
+            label=label,
+            fields=row,
+        )
+
+    def _set(self, words: dict[str, str], count: int) -> None:
+        """Take the map from keys to words; several keys may share a word."""
+        self.options = tuple(dict.fromkeys(words.values()))
+        self._index = {key: self.options.index(word) for key, word in words.items()}
+        problem = ""
+        if len(words) != count:
+            problem = "two labels are the same but for their type or white space"
+        elif not all(self.options):
+            problem = "a label is empty"
+        elif len(self.options) < 2:
+            problem = f"at least 2 labels are needed, found {list(self.options)}"
+        if problem:
+            where = "labels" if self._given else "labels found in the train rows"
+            raise ValueError(f"{where}: {problem}")
+
+    def _label(self, row: dict[str, Any]) -> int:
+        value = value_of(row, "label")
+        if not is_label(value):
+            raise RowError(f"column 'label' must be a text or a number, found {kind_of(value)}")
+        key = label_key(value)
+        if key not in self._index:
+            known = ", ".join(repr(known) for known in self._index)
+            origin = "" if self._given else " found in the train rows"
+            fix = did_you_mean(key, self._index)
+            raise RowError(
+                f"label {value!r} is not in the set{origin}: {known}"
+                + (f"; {fix}" if fix.startswith("did") else "")
+            )
+        return self._index[key]
+
+    def _tokens(self, tokenizer: Any, space: str) -> OptionIds:
+        """The options' tokens; with the eos only where one would be the beginning of another."""
+        cached = self._option_ids.get((id(tokenizer), space))
+        if cached is not None:
+            return cached
+        ids = [tuple(encode_plain(tokenizer, space + option)) for option in self.options]
+        for i, one in enumerate(ids):
+            for j, other in enumerate(ids):
+                if i != j and one == other:
+                    pair = f"{self.options[i]!r} and {self.options[j]!r}"
+                    raise UserError(
+                        f"the labels {pair} are the same tokens to this model",
+                        where="format.labels",
+                        fix="map them to other words: labels: {value: word}",
+                    )
+        starts = any(a != b and b[: len(a)] == a for a in ids for b in ids)
+        options = tuple((*option, eos_id(tokenizer)) if starts else option for option in ids)
+        self._option_ids[id(tokenizer), space] = options
+        return options
+
+
+def is_label(value: object) -> bool:
+    """Whether a value of a file can be a label."""
+    return isinstance(value, (str, int, float)) and value == value  # NaN is none
+
+
+def label_key(value: str | int | float) -> str:
+    """One spelling for a label, whatever type the file gives it: 1, 1.0 and "1" are "1"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    key = str(value).strip()
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", key)
+
+
+def _numbers_by_size(key: str) -> tuple[int, float, str]:
+    """2 before 10, numbers before words."""
+    number = re.fullmatch(r"-?\d+(\.\d+)?", key)
+    return (0, float(key), key) if number else (1, 0.0, key)

@@ -1,0 +1,1 @@
+"""Regularizers: penalties added to what is minimised."""

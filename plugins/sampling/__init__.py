@@ -1,0 +1,1 @@
+"""Samplers and row choosers: which rows a step takes."""

@@ -1,0 +1,1 @@
+"""Weightings: how the gradients of the tasks become one update."""

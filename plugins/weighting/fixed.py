@@ -1,0 +1,66 @@
+"""Weights that the user chose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mtlcore.components import NotNegative, Weighting
+from mtlcore.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtlcore.gradients import Gradients
+    from mtlcore.run import Run
+
+
+class Fixed(Weighting):
+    """Give every task the weight that the recipe names for it.
+
+    Do Current Multi-Task Optimization Methods in Deep Learning Even Help? (NeurIPS 2022),
+    https://arxiv.org/abs/2209.11379: tuned fixed weights match most adaptive methods.
+
+        w_t = weights[t]
+
+    weights: task name -> weight >= 0, naming every task; no default. They are used as written:
+    a mean over tasks has weights that sum to 1.
+    Shapes: weights [T']. Native scale: the sum of the given weights of the present tasks.
+    """
+
+    name = "fixed"
+    paper = (
+        "Do Current Multi-Task Optimization Methods in Deep Learning Even Help? (NeurIPS 2022), "
+        "https://arxiv.org/abs/2209.11379"
+    )
+    needs = "nothing"
+    native_scale = "the sum of the weights in the recipe"
+
+    def __init__(self, *, weights: dict[str, NotNegative]) -> None:
+        self.weights = weights
+        if weights and not any(weights.values()):
+            raise ValueError("weights must not all be 0: nothing would be learned")
+
+    def mtlcore_run_start(self, run: Run) -> None:
+        """Refuse weights that miss a task, or that name one the run does not have."""
+        names = [task.name for task in run.tasks]
+        for name in self.weights:
+            if name not in names:
+                raise UserError(
+                    f"weighting.weights names a task {name!r} that the recipe does not have",
+                    where="weighting",
+                    fix=did_you_mean(name, names),
+                )
+        missing = [name for name in names if name not in self.weights]
+        if missing:
+            raise UserError(
+                f"weighting.weights must name every task, and misses {', '.join(missing)}",
+                where="weighting",
+                fix=f"add {missing[0]}: 1.0 (or 0 to leave the task out of the shared weights)",
+            )
+
+    def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
+        """[T'] the given weights of the present tasks."""
+        chosen = [self.weights[run.tasks[index].name] for index in gradients.present]
+        return torch.tensor(chosen, dtype=torch.float64)

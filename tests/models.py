@@ -1,0 +1,126 @@
+"""Tiny random models of many architectures, and batches for them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from mtlcore.data.batches import Batch, collate
+from mtlcore.data.example import IGNORED, Example
+from mtlcore.model.backbone import MultiTaskModel
+from mtlcore.model.layout import Layout
+from mtlcore.recipe import LoraRecipe, SharingRecipe
+
+VOCABULARY = 97
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**_SIZES, num_key_value_heads=2, **_IDS),
+    "qwen2": Qwen2Config(**_SIZES, num_key_value_heads=2, **_IDS),
+    "mistral": MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=3, **_IDS),
+    "gemma2": Gemma2Config(
+        **_SIZES, num_key_value_heads=2, head_dim=8, sliding_window=3, query_pre_attn_scalar=8,
+        attn_logit_softcapping=2.0, final_logit_softcapping=5.0, **_IDS,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **_IDS,
+    ),
+    "opt": OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, dropout=0.0,
+        num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=32, **_IDS,
+    ),
+    "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, **_IDS),
+}  # fmt: skip
+
+
+def backbone(name: str = "llama", dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """A random model with weights large enough that attention matters."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8.0)
+    if dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                # The library's casts to fp32, and its backward's rounding hides errors below 1e-7.
+                module.forward = functools.partial(_rms_norm, module)
+    return model.to(dtype)
+
+
+def _rms_norm(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    gemma = "Gemma" in type(module).__name__
+    weight = 1 + module.weight if gemma else module.weight
+    epsilon = module.eps if gemma else module.variance_epsilon
+    return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
+
+
+def multi_task(
+    name: str = "llama",
+    tasks: int = 3,
+    *,
+    dtype: torch.dtype = torch.float64,
+    sharing: SharingRecipe | None = None,
+    **lora: object,
+) -> MultiTaskModel:
+    """The same with adapters, their B made non-zero."""
+    names = [f"task{index}" for index in range(tasks)]
+    recipe = LoraRecipe.model_validate({"r": 4, "lora_alpha": 8, **lora})
+    layout = Layout.build(names, recipe, sharing)
+    model = MultiTaskModel(backbone(name, dtype), layout, recipe)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in model.layers.values():
+            for up in layer.lora_B.values():
+                up.copy_(0.1 * torch.randn(up.shape, generator=draw, dtype=torch.float64))
+    return model
+
+
+def examples(
+    lengths: Sequence[int], *, tasks: Sequence[int], seed: int = 0
+) -> list[Example]:
+    """Random rows of the given lengths; about half of each row is labelled."""
+    draw = torch.Generator().manual_seed(seed)
+    made = []
+    for row, (length, task) in enumerate(zip(lengths, tasks, strict=True)):
+        ids = tuple(torch.randint(3, VOCABULARY, (length,), generator=draw).tolist())
+        prompt = length // 2
+        made.append(
+            Example(
+                task=f"task{task}", row=row, prompt="", target="", input_ids=ids,
+                labels=(IGNORED,) * prompt + ids[prompt:], prompt_length=prompt,
+            )
+        )  # fmt: skip
+    return made
+
+
+def batch_of(
+    rows: Sequence[Example], task_count: int, *, flat: bool = True, device: str = "cpu"
+) -> Batch:
+    """A batch of rows whose tasks are named task0, task1, ..."""
+    tasks = [int(example.task.removeprefix("task")) for example in rows]
+    return collate(rows, tasks, task_count, flat=flat, device=device)

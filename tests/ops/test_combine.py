@@ -1,0 +1,189 @@
+"""`combine`: every backend against the float64 reference, and the properties that callers rely on.
+
+Run as a script, it checks the backend that MTLCORE_BACKEND names (see the Triton test).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mtlcore.ops import combine, use_backend
+from mtlcore.ops.combine import raw_combine
+from mtlcore.ops.reference.combine import combine as reference
+
+TASKS = (1, 2, 3, 8, 17)
+COLUMNS = (0, 1, 63, 1000, 100_003)
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def problem(tasks, columns, dtype=torch.float32, scale=1.0, device="cpu"):
+    """J [T, P] and w [T]; some weights negative, as CAGrad and its kin may give."""
+    generator = torch.Generator().manual_seed(tasks * 1_000_003 + columns)
+    J = torch.randn(tasks, columns, generator=generator, dtype=torch.float64) * scale
+    w = torch.rand(tasks, generator=generator, dtype=torch.float64) - 0.2
+    return J.to(device=device, dtype=dtype), w.to(device=device, dtype=dtype)
+
+
+def assert_matches_reference(g, J, w):
+    """Relative to Σ_t |w[t] J[t, p]|, the size of the terms that a column adds up."""
+    bound = TOLERANCE[J.dtype] * (w.abs().double() @ J.abs().double())
+    assert g.dtype == J.dtype
+    assert g.shape == J.shape[1:]
+    assert torch.all((g.double() - reference(J.double(), w)).abs() <= bound)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("tasks", TASKS)
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_combine_matches_the_reference(backend, dtype, tasks, columns):
+    J, w = problem(tasks, columns, dtype)
+    with use_backend(backend):
+        assert_matches_reference(combine(J, w), J, w)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("tasks", TASKS)
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_combine_on_a_gpu_matches_the_reference_and_repeats(backend, dtype, tasks, columns):
+    J, w = problem(tasks, columns + 5, dtype, device="cuda")
+    J = J[:, 3 : 3 + columns]
+    with use_backend(backend):
+        g = combine(J, w)
+        assert_matches_reference(g, J, w)
+        assert torch.equal(g, combine(J, w))
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_tiny_and_huge_gradients_keep_their_digits(dtype, scale):
+    J, w = problem(8, 10_007, dtype, scale)
+    assert_matches_reference(combine(J, w), J, w)
+
+
+def test_a_column_slice_is_read_in_place():
+    J, w = problem(3, 1500)
+    whole = torch.full((3, 2000), torch.nan)
+    whole[:, 7:1507] = J
+    assert_matches_reference(combine(whole[:, 7:1507], w), J, w)
+
+
+@pytest.mark.parametrize("task", [0, 1, 2])
+def test_one_weight_of_one_gives_that_task_gradient_exactly(task):
+    J, _ = problem(3, 1000)
+    assert torch.equal(combine(J, torch.eye(3)[task]), J[task])
+
+
+def test_weights_in_float64_are_rounded_to_the_dtype_of_the_gradients():
+    J, w = problem(3, 1000)
+    assert torch.equal(combine(J, w.double()), combine(J, w))
+
+
+@pytest.mark.parametrize("tasks", [0, *TASKS])
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_every_element_of_the_output_is_written(tasks, columns):
+    J, w = problem(tasks, columns)
+    out = torch.full((columns,), torch.nan)
+    assert combine(J, w, out=out) is out
+    assert_matches_reference(out, J, w)
+
+
+def test_nothing_beside_the_output_is_written():
+    J, w = problem(8, 999)
+    buffer = torch.full((1100,), torch.nan)
+    combine(J, w, out=buffer[50:1049])
+    assert buffer.isnan().sum() == 101
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_bits_repeat_from_run_to_run_and_for_any_number_of_threads(dtype):
+    J, w = problem(8, 100_003, dtype)
+    first = combine(J, w)
+    assert all(torch.equal(first, combine(J, w)) for _ in range(5))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(first, combine(J, w))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_triton_kernel_matches_the_reference_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "MTLCORE_BACKEND": "triton"}
+    subprocess.run([sys.executable, "-W", "error", __file__], env=environment, check=True)
+
+
+def test_raw_op_is_a_valid_custom_op():
+    J, w = problem(3, 70)
+    torch.library.opcheck(raw_combine, (J, w, torch.empty(70)))
+
+
+def test_public_op_works_under_fake_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        g = combine(torch.empty(4, 100), torch.empty(4))
+    assert g.shape == (100,)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"J": [[1.0]]}, TypeError, "J must be a torch.Tensor, found list"),
+        ({"J": torch.ones(2, 3).half()}, TypeError, "J must be float32 or float64, found float16"),
+        ({"J": torch.ones(3)}, ValueError, r"J must have 2 dimensions, found shape \[3\]"),
+        ({"J": torch.ones(2, 3, requires_grad=True)}, ValueError, "J must not require grad"),
+        ({"J": torch.ones(3, 2).T}, ValueError, "J must be contiguous along its last dimension"),
+        ({"w": [1.0, 2.0]}, TypeError, "w must be a torch.Tensor, found list"),
+        ({"w": torch.ones(2).long()}, TypeError, "w must be float32 or float64, found int64"),
+        ({"w": torch.ones(3)}, ValueError, r"w must have shape \[T\] = \[2\], found \[3\]"),
+        ({"w": torch.ones(2, requires_grad=True)}, ValueError, "w must not require grad"),
+        ({"w": torch.ones(2, device="meta")}, ValueError, "w must be on cpu, found meta"),
+        ({"out": torch.ones(3).double()}, TypeError, "out must be float32, found float64"),
+        ({"out": torch.ones(4)}, ValueError, r"out must have shape \[P\] = \[3\], found \[4\]"),
+        ({"out": torch.ones(6)[::2]}, ValueError, "out must be contiguous"),
+    ],
+)
+def test_a_wrong_argument_is_named(change, error, message):
+    good = {"J": torch.ones(2, 3), "w": torch.ones(2), "out": torch.ones(3)}
+    with pytest.raises(error, match=message):
+        combine(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"J": torch.ones(2, 3).bfloat16()}, TypeError, "J must be float32 or float64"),
+        ({"w": torch.ones(2).double()}, TypeError, "w must be float32, found float64"),
+        ({"w": torch.ones(3)}, ValueError, "w must have size 2 along dimension 0"),
+        ({"w": torch.ones(2, 1)}, ValueError, r"w must have 1 dimensions, found shape \[2, 1\]"),
+        ({"out": torch.ones(3, requires_grad=True)}, ValueError, "out must not require grad"),
+        ({"out": torch.ones(3, device="meta")}, ValueError, "out has no memory to read"),
+        ({"out": None}, TypeError, "torch.Tensor"),
+    ],
+)
+def test_the_compiled_core_refuses_what_it_cannot_read(change, error, message):
+    from mtlcore import _core
+
+    good = {"J": torch.ones(2, 3), "w": torch.ones(2), "out": torch.ones(3)}
+    _core.combine(**good, threads=1)
+    with pytest.raises(error, match=message):
+        _core.combine(**{**good, **change}, threads=1)
+
+
+if __name__ == "__main__":
+    for dtype in TOLERANCE:
+        for tasks in TASKS:
+            for columns in (0, 1, 63, 1000, 10_007):
+                J, w = problem(tasks, columns + 5, dtype)
+                J = J[:, 3 : 3 + columns]
+                g = combine(J, w)
+                assert_matches_reference(g, J, w)
+                assert torch.equal(g, combine(J, w))

@@ -1,0 +1,379 @@
+"""The rules of per-task gradients, each against T separate passes of ordinary autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtlcore.data.batches import Batch, deal
+from mtlcore.data.example import Example
+from mtlcore.gradients import Direction, Gradients
+from mtlcore.model.backbone import MultiTaskModel
+from mtlcore.model.layout import Segment
+from mtlcore.recipe import SharingRecipe
+from tests.models import batch_of, examples, multi_task
+
+SHARING = SharingRecipe.model_validate(
+    {"shared": 4, "own": 2, "groups": {"pair": {"tasks": ["task0", "task2"], "r": 3}}}
+)
+LENGTHS = [9, 4, 7, 12, 5, 6, 11, 3, 8, 10, 2, 5, 7, 9, 6, 4]
+TASKS = [0, 2, 1, 1, 2, 0, 0, 2, 1, 0, 2, 2, 1, 0, 2, 0]
+
+
+def rows() -> list[Example]:
+    return sorted(examples(LENGTHS, tasks=TASKS), key=lambda example: example.task)
+
+
+def run_step(
+    model: MultiTaskModel,
+    batches: Sequence[Batch],
+    *,
+    mode: str = "one_pass",
+    loss_weights: Sequence[float] | None = None,
+    folded: Tensor | None = None,
+) -> Gradients:
+    """One step up to `finish`."""
+    gradients = Gradients(model, loss_weights or [1.0] * 3, mode=mode)  # type: ignore[arg-type]
+    gradients.start([sum(column) for column in zip(*(b.counts for b in batches), strict=True)])
+    for batch in batches:
+        gradients.backward(model(batch).loss_sums, folded)
+    gradients.finish()
+    return gradients
+
+
+def separate_passes(
+    model: MultiTaskModel, batch: Batch, task_count: int = 3
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """J [T, P] in the arena's order, and each task's gradients of every slot, by autograd."""
+    slots = Gradients(model, [1.0] * task_count).arena.slots
+    sums = model(batch).loss_sums
+    by_task = []
+    for task, count in enumerate(batch.counts):
+        grads = torch.autograd.grad(
+            sums[task] / max(count, 1),
+            [slot.parameter for slot in slots],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        by_task.append(
+            [torch.zeros_like(s.parameter) if g is None else g for s, g in zip(slots, grads)]
+        )
+    shared = [i for i, slot in enumerate(slots) if slot.owner is None]
+    rows = [torch.cat([grads[i].reshape(-1) for i in shared]) for grads in by_task]
+    return torch.stack(rows), by_task
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["one_pass", "multi_pass"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_rows_equal_separate_backward_passes(name: str, mode: str, dtype: torch.dtype) -> None:
+    model = multi_task(name, dtype=dtype, sharing=SHARING)
+    model.try_flat()
+    batch = batch_of(rows(), 3)
+    expected, _ = separate_passes(model, batch)
+    found = run_step(model, [batch], mode=mode).rows()
+    error = (found - expected).norm() / expected.norm()
+    assert error < {torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+
+
+@pytest.mark.parametrize("mode", ["one_pass", "multi_pass"])
+def test_own_gradients_are_the_tasks_own_times_one_over_the_task_count(mode: str) -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    batch = batch_of(rows(), 3)
+    _, by_task = separate_passes(model, batch)
+    gradients = run_step(model, [batch], mode=mode)
+    gradients.apply(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64))
+    for index, slot in enumerate(gradients.arena.slots):
+        if slot.owner is not None:
+            assert slot.parameter.grad is not None
+            torch.testing.assert_close(slot.parameter.grad, by_task[slot.owner][index] / 3)
+
+
+def test_a_group_adapter_has_rows_for_its_members_only() -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    gradients = run_step(model, [batch_of(rows(), 3)])
+    j = gradients.rows()
+    for slot in gradients.arena.slots:
+        if "group:pair" in slot.name:
+            assert j[1, slot.start : slot.stop].abs().max() == 0
+            assert j[0, slot.start : slot.stop].abs().max() > 0
+
+
+@pytest.mark.parametrize("mode", ["one_pass", "multi_pass"])
+@pytest.mark.parametrize("hands", [2, 4, 16])
+def test_the_result_does_not_depend_on_how_rows_are_dealt(mode: str, hands: int) -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    whole = run_step(model, [batch_of(rows(), 3)], mode=mode)
+    expected, losses, own = whole.rows(), whole.mean_losses(), whole.arena.own.clone()
+    parts = run_step(model, [batch_of(hand, 3) for hand in deal(rows(), hands)], mode=mode)
+    torch.testing.assert_close(parts.rows(), expected, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(parts.mean_losses(), losses, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(parts.arena.own, own, rtol=1e-11, atol=1e-12)
+
+
+def test_losses_are_means_over_all_labelled_tokens_not_means_of_means() -> None:
+    model = multi_task()
+    model.try_flat()
+    batches = [batch_of(hand, 3) for hand in deal(rows(), 4)]
+    gradients = run_step(model, batches, loss_weights=[1.0, 2.0, 0.5])
+    token_losses: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    with torch.no_grad():
+        for batch in batches:
+            values = model(batch).token_losses.tolist()
+            for task, value in zip(batch.label_tasks.tolist(), values, strict=True):
+                token_losses[task].append(value)
+    means = [sum(values) / len(values) for values in token_losses.values()]
+    assert gradients.raw_losses() == pytest.approx(dict(enumerate(means)), rel=1e-12)
+    weighted = [mean * weight for mean, weight in zip(means, [1.0, 2.0, 0.5], strict=True)]
+    assert gradients.mean_losses().tolist() == pytest.approx(weighted, rel=1e-12)
+
+
+def test_a_loss_weight_scales_the_row_and_the_gramian() -> None:
+    model = multi_task()
+    model.try_flat()
+    batch = batch_of(rows(), 3)
+    plain = run_step(model, [batch])
+    rows_plain, gramian_plain = plain.rows(), plain.gramian()
+    scaled = run_step(model, [batch], loss_weights=[1.0, 2.0, 0.5])
+    factors = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(scaled.rows(), rows_plain * factors[:, None])
+    torch.testing.assert_close(scaled.gramian(), gramian_plain * factors[:, None] * factors)
+
+
+@pytest.mark.parametrize("scope", ["model", "layer", "factor"])
+def test_the_gramian_is_that_of_the_rows(scope: str) -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    gradients = run_step(model, [batch_of(rows(), 3)])
+    j = gradients.rows()
+    parts = [j[:, start:stop] for _, start, stop in gradients.arena.scopes(scope)]
+    expected = torch.stack([part @ part.t() for part in parts])
+    found = gradients.gramian(scope)  # type: ignore[arg-type]
+    torch.testing.assert_close(found if scope != "model" else found[None], expected)
+    assert gradients.gramian(scope) is found  # type: ignore[arg-type]
+    if scope == "layer":
+        assert len(expected) == 2
+    if scope == "factor":
+        assert len(expected) == sum(slot.owner is None for slot in gradients.arena.slots)
+
+
+@pytest.mark.parametrize("mode", ["one_pass", "multi_pass"])
+def test_the_update_is_the_gradient_of_the_weighted_loss(mode: str) -> None:
+    model = multi_task()
+    model.try_flat()
+    batch = batch_of(rows(), 3)
+    weights = torch.tensor([0.1, 0.7, 1.5], dtype=torch.float64)
+    gradients = run_step(model, [batch], mode=mode)
+    gradients.apply(weights)
+    found = {name: p.grad.clone() for name, p in model.trainable_parameters()}
+    outputs = model(batch)
+    counts = torch.tensor(outputs.counts, dtype=torch.float64)
+    (outputs.loss_sums / counts * weights).sum().backward()
+    for name, parameter in model.trainable_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad - found[name], found[name])
+
+
+def test_weights_by_scope_act_on_their_own_columns() -> None:
+    model = multi_task()
+    model.try_flat()
+    gradients = run_step(model, [batch_of(rows(), 3)])
+    j, scopes = gradients.rows(), gradients.arena.scopes("layer")
+    gradients.gramian("layer")
+    weights = torch.tensor([[1.0, 0.0, 2.0], [0.5, 3.0, 0.0]], dtype=torch.float64)
+    gradients.apply(weights)
+    for (_, start, stop), w in zip(scopes, weights, strict=True):
+        torch.testing.assert_close(gradients.update[start:stop], w @ j[:, start:stop])
+
+
+def test_a_direction_is_taken_as_it_is() -> None:
+    model = multi_task()
+    model.try_flat()
+    gradients = run_step(model, [batch_of(rows(), 3)])
+    vector = torch.randn(gradients.arena.shared_size, dtype=torch.float64)
+    gradients.apply(Direction(vector))
+    torch.testing.assert_close(gradients.update, vector)
+
+
+def test_folded_weights_give_the_same_update_without_rows() -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    batches = [batch_of(hand, 3) for hand in deal(rows(), 4)]
+    weights = torch.tensor([0.1, 0.7, 1.5], dtype=torch.float64)
+    full = run_step(model, batches)
+    full.apply(weights)
+    expected = {name: p.grad.clone() for name, p in model.trainable_parameters()}
+    folded = run_step(model, batches, folded=weights)
+    assert folded.arena.rows.shape[0] == 1
+    folded.apply(None)
+    for name, parameter in model.trainable_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+    with pytest.raises(RuntimeError, match="needs"):
+        folded.gramian()
+
+
+def test_an_absent_task_has_no_row_and_its_own_weights_no_gradient() -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    present = [row for row in rows() if row.task != "task1"]
+    gradients = run_step(model, [batch_of(present, 3)])
+    assert gradients.present == [0, 2]
+    assert gradients.rows().shape[0] == 2
+    assert gradients.gramian().shape == (2, 2)
+    assert set(gradients.raw_losses()) == {0, 2}
+    gradients.apply(torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert all(p.grad is None for p in model.adapter_parameters("own:task1"))
+    assert all(p.grad is not None for p in model.adapter_parameters("own:task0"))
+
+
+def test_an_absent_task_keeps_its_weights_and_optimizer_state() -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    optimizer = torch.optim.AdamW(
+        [p for _, p in model.trainable_parameters()], lr=0.1, weight_decay=0.5, fused=True
+    )
+    run_step(model, [batch_of(rows(), 3)]).apply(torch.ones(3, dtype=torch.float64) / 3)
+    optimizer.step()
+    own = model.adapter_parameters("own:task1")
+    before = [p.detach().clone() for p in own]
+    moments = [optimizer.state[p]["exp_avg"].clone() for p in own]
+    present = [row for row in rows() if row.task != "task1"]
+    run_step(model, [batch_of(present, 3)]).apply(torch.ones(2, dtype=torch.float64) / 2)
+    optimizer.step()
+    for parameter, weight, moment in zip(own, before, moments, strict=True):
+        assert torch.equal(parameter, weight)
+        assert torch.equal(optimizer.state[parameter]["exp_avg"], moment)
+
+
+def test_a_group_none_of_whose_tasks_is_present_gets_no_gradient() -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    only = [row for row in rows() if row.task == "task1"]
+    gradients = run_step(model, [batch_of(only, 3)])
+    gradients.apply(torch.ones(1, dtype=torch.float64))
+    assert all(p.grad is None for p in model.adapter_parameters("group:pair"))
+    assert all(p.grad is not None for p in model.adapter_parameters("shared"))
+
+
+def test_one_task_needs_no_rows() -> None:
+    model = multi_task(tasks=1)
+    model.try_flat()
+    batch = batch_of(examples([5, 8], tasks=[0, 0]), 1)
+    outputs = model(batch)
+    (outputs.loss_sums / batch.counts[0]).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.trainable_parameters()}
+    gradients = Gradients(model, [1.0], mode="one_pass")
+    assert not gradients.has_shared
+    gradients.start(batch.counts)
+    gradients.backward(model(batch).loss_sums)
+    gradients.finish()
+    assert gradients.arena.rows.numel() == 0
+    gradients.apply(None)
+    for name, parameter in model.trainable_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    batch = batch_of(rows(), 3)
+    expected = run_step(model, [batch]).rows()
+    model.train()
+    model.backbone.activation_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.backbone.enable_input_require_grads()
+    torch.testing.assert_close(run_step(model, [batch]).rows(), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_bf16_autocast_stays_near_fp32_and_adapters_keep_fp32_gradients() -> None:
+    model = multi_task(dtype=torch.float32, sharing=SHARING)
+    model.try_flat()
+    batch = batch_of(rows(), 3)
+    expected = run_step(model, [batch]).rows()
+    gradients = Gradients(model, [1.0] * 3, mode="one_pass")
+    gradients.start(batch.counts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(batch)
+    gradients.backward(outputs.loss_sums)
+    gradients.finish()
+    found = gradients.rows()
+    assert found.dtype == torch.float32
+    error = (found - expected).norm() / expected.norm()
+    assert 1e-6 < error < 5e-2  # measured 1.4e-2; 0 would mean that autocast did nothing
+
+
+def test_wrong_segments_give_wrong_rows() -> None:
+    """The negative control: were segments ignored, this comparison would pass too."""
+    model = multi_task()
+    model.try_flat()
+    batch = batch_of(rows(), 3)
+    expected, _ = separate_passes(model, batch)
+    first = batch.rows[0].stop
+    moved = (Segment(0, 0, first - 1), Segment(1, first - 1, batch.rows[1].stop), batch.rows[2])
+    wrong = Batch(**{**vars(batch), "rows": moved})
+    found = run_step(model, [wrong]).rows()
+    assert (found - expected).norm() / expected.norm() > 1e-2
+
+
+def test_a_batch_penalty_adds_its_own_gradient_and_leaves_the_rows_alone() -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    batch = batch_of(rows(), 3)
+    plain = run_step(model, [batch])
+    j = plain.rows()
+    weights = torch.ones(3, dtype=torch.float64)
+    plain.apply(weights)
+    without = {name: p.grad.clone() for name, p in model.trainable_parameters()}
+    value = model(batch).token_losses.square().sum()
+    params = [p for _, p in model.trainable_parameters()]
+    extra = dict(zip(without, torch.autograd.grad(value, params), strict=True))
+
+    for mode in ("one_pass", "multi_pass"):
+        gradients = Gradients(model, [1.0] * 3, mode=mode)  # type: ignore[arg-type]
+        gradients.start(batch.counts)
+        outputs = model(batch)
+        gradients.penalty_backward(outputs.token_losses.square().sum())
+        gradients.backward(outputs.loss_sums)
+        gradients.finish()
+        torch.testing.assert_close(gradients.rows(), j)
+        gradients.apply(weights)
+        for name, parameter in model.trainable_parameters():
+            torch.testing.assert_close(parameter.grad, without[name] + extra[name])
+
+
+def test_clipping_takes_shared_weights_as_one_group_and_each_tasks_own_as_another() -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    gradients = run_step(model, [batch_of(rows(), 3)])
+    gradients.apply(torch.ones(3, dtype=torch.float64))
+    own = [p for _, p in model.trainable_parameters() if p is not None]
+    assert own
+    norms = gradients.clip(0.01)
+    assert set(norms) == {"shared", "task0", "task1", "task2"}
+    assert all(norm > 0.01 for norm in norms.values())
+    for task in range(3):
+        grads = [p.grad.reshape(-1) for p in model.adapter_parameters(f"own:task{task}")]
+        assert torch.cat(grads).norm() == pytest.approx(0.01, rel=1e-3)
+    assert gradients.update.norm() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_weights_of_several_tasks_without_a_segment_rule_are_refused_in_one_pass() -> None:
+    from mtlcore.errors import UserError
+
+    model = multi_task()
+    model.try_flat()
+    model.backbone.model.norm.weight.requires_grad_(True)
+    with pytest.raises(UserError, match="multi_pass"):
+        Gradients(model, [1.0] * 3, mode="one_pass")
+    batch = batch_of(rows(), 3)
+    gradients = run_step(model, [batch], mode="auto")
+    assert gradients.mode == "multi_pass"
+    expected, _ = separate_passes(model, batch)
+    torch.testing.assert_close(gradients.rows(), expected)
