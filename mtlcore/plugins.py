@@ -159,7 +159,7 @@ class PluginManager:
 
     def add(self, plugin: Plugin, value: Any) -> None:
         """Take in one plugin: a component class, or a module or object with hooks."""
-        classes: list[type[Component]]
+        classes: list[Any]
         if inspect.isclass(value):
             classes = [value]
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ LINES = (
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def small_tokenizer(*, bos: bool = True, adds_eos: bool = False, eos: bool = True) -> Any:
     """A byte-level BPE tokenizer with a chat template; treat it as read-only."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -16,9 +16,9 @@ def needed_length(example: Example) -> int:
 
     All options count, not only the right one: a cut that depends on the label would give it away.
     """
-    continuations = [len(example.input_ids) - example.prompt_length]
-    continuations += [len(option) for option in example.option_ids]
-    return example.prompt_length + max(continuations)
+    if not example.option_ids:
+        return len(example.input_ids)
+    return example.prompt_length + max(len(option) for option in example.option_ids) + 1  # an eos
 
 
 def fit(

@@ -105,6 +105,12 @@ def load_rows(source: SourceRecipe, task: str, where: str) -> Rows:
     if path.is_dir():
         _refuse_hub_options(source, ("name", "revision"), where)
         return _read_folder(source, path, where)
+    if "://" in source.path:
+        raise UserError(
+            f"{source.path} is an address, and rows are not read from addresses",
+            where=where,
+            fix="download the file and name it here",
+        )
     looks_local = path.is_absolute() or source.path.startswith((".", "~")) or _ending(path)
     if looks_local or not HUB_NAME.fullmatch(source.path):
         raise _missing(path, where)
@@ -237,6 +243,7 @@ def _from_dataset(content: Any, source: SourceRecipe, name: str, where: str) -> 
         message = f"{name} holds the split {str(content.split)!r}, not {source.split!r}"
         raise UserError(message, where=where, fix="take `split` away")
     data: Dataset = content
+    name = f"{name}, split {data.split}" if data.split else name
     table = Table(data.to_list(), None, tuple(data.column_names))
     # The library's own fingerprint: it follows the content through its cache and to the disk.
     return Rows(name, str(data._fingerprint), ((name, table),))

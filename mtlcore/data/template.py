@@ -17,7 +17,8 @@ class RowTemplate:
     that the row lacks and a null that would be printed as "None" are RowErrors. The sandbox refuses
     access to Python's internals, because recipes are passed around.
 
-    Raises ValueError if the source is not a template.
+    As everywhere in Jinja2, one line end at the template's own end is left out. Raises ValueError
+    if the source is not a template.
     """
 
     def __init__(self, source: str, *, option: str) -> None:

@@ -72,6 +72,4 @@ def _triton(J: Tensor, w: Tensor, out: Tensor) -> None:
     combine(J, w, out)
 
 
-backend.declare(
-    "combine", reference=_reference, cpp=_compiled, cuda=_compiled, triton=_triton
-)
+backend.declare("combine", reference=_reference, cpp=_compiled, cuda=_compiled, triton=_triton)

@@ -66,6 +66,4 @@ def _triton(J: Tensor, out: Tensor) -> None:
     gramian(J, out)
 
 
-backend.declare(
-    "gramian", reference=_reference, cpp=_compiled, cuda=_compiled, triton=_triton
-)
+backend.declare("gramian", reference=_reference, cpp=_compiled, cuda=_compiled, triton=_triton)

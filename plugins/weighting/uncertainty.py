@@ -26,11 +26,13 @@ class Uncertainty(Weighting):
         minimise  sum_t  1/2 exp(-s_t) l_t + 1/2 s_t    over the model and s = log sigma^2 [T]
         w_t = 1/2 exp(-s_t)
 
-    The weights of a step use s as it is; then s takes one plain gradient step
-    s_t <- s_t - learning_rate (1/2 - 1/2 exp(-s_t) l_t) with the losses of the present tasks.
-    The s_t of an absent task is kept. At rest exp(s_t) = l_t.
+    The weights of a step use s as it is; then s takes one step of Adam (betas 0.9, 0.999, as the
+    models of the field use) along its gradient 1/2 - 1/2 exp(-s_t) l_t, with the losses of the
+    present tasks. An absent task keeps its s_t and moments. At rest exp(s_t) = l_t. A plain
+    gradient step would throw s_t so far at a large loss that its weight is 0 for long.
 
-    learning_rate: of s, apart from the model's. s starts at 0.
+    learning_rate: of s, apart from the model's: about the most that s_t moves in a step (0.025).
+    s starts at 0.
     Shapes: losses, weights [T'], s [T] float64. Native scale: 1/2 per task at the start.
     """
 
@@ -42,24 +44,34 @@ class Uncertainty(Weighting):
     needs = "losses"
     native_scale = "T/2 at the start, then sum of 1 / (2 l_t)"
 
+    BETAS = (0.9, 0.999)
+
     def __init__(self, *, learning_rate: Positive = 0.025) -> None:
         self.learning_rate = learning_rate
-        self.log_variances: Tensor | None = None  # s [T]
+        # By row: s, its two moments and its number of steps, each [T].
+        self.state: Tensor | None = None
 
     def mtlcore_weigh_tasks(self, run: Run, losses: Tensor, gradients: Gradients) -> Tensor:
         """[T'] half the precisions, then one step on s."""
-        if self.log_variances is None:
-            self.log_variances = torch.zeros(len(run.tasks), dtype=torch.float64)
+        if self.state is None:
+            self.state = torch.zeros(4, len(run.tasks), dtype=torch.float64)
         present = torch.as_tensor(gradients.present, dtype=torch.long)
-        weights = 0.5 * torch.exp(-self.log_variances[present])  # [T']
-        self.log_variances[present] -= self.learning_rate * (0.5 - weights * losses)
+        s, first, second, steps = self.state[:, present]  # [T'] each
+        weights = 0.5 * torch.exp(-s)
+        slope = 0.5 - weights * losses
+        steps = steps + 1
+        first = torch.lerp(slope, first, self.BETAS[0])
+        second = torch.lerp(slope.square(), second, self.BETAS[1])
+        size = (second / (1 - self.BETAS[1] ** steps)).sqrt() + 1e-8
+        s = s - self.learning_rate * first / (1 - self.BETAS[0] ** steps) / size
+        self.state[:, present] = torch.stack([s, first, second, steps])
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        """s [T], once a step was taken."""
-        return {} if self.log_variances is None else {"log_variances": self.log_variances.clone()}
+        """s, moments and steps [4, T], once a step was taken."""
+        return {} if self.state is None else {"state": self.state.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back s."""
-        saved = state.get("log_variances")
-        self.log_variances = None if saved is None else saved.clone()
+        """Take back what `state_dict` gave."""
+        saved = state.get("state")
+        self.state = None if saved is None else saved.clone()

@@ -174,7 +174,9 @@ def test_empty_files_have_no_rows(tmp_path: Path) -> None:
 
 def test_a_line_of_ten_megabytes_is_read(tmp_path: Path) -> None:
     long = "x" * 10_000_000
-    assert read(written(tmp_path, "a.jsonl", json.dumps({"text": long}).encode()))[0] == {"text": long}
+    assert read(written(tmp_path, "a.jsonl", json.dumps({"text": long}).encode()))[0] == {
+        "text": long
+    }
     assert read(written(tmp_path, "a.csv", f"text\n{long}\n".encode()))[0] == {"text": long}
 
 
@@ -187,6 +189,11 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"(?s)no folder .*dta.*did you mean the folder .*/data"):
         read(tmp_path / "dta" / "a.jsonl")
+
+
+def test_an_address_is_refused() -> None:
+    with pytest.raises(UserError, match=r"(?s)is an address.*fix: download the file"):
+        read("https://example.org/rows.jsonl")
 
 
 def test_hub_options_on_a_local_file_are_refused(tmp_path: Path) -> None:

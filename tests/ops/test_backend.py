@@ -67,7 +67,7 @@ def test_a_misspelt_backend_gets_the_nearest_spelling(monkeypatch):
     with pytest.raises(BackendError, match="did you mean 'triton'"), use_backend("tritn"):
         pass
     monkeypatch.setenv("MTLCORE_BACKEND", "referense")
-    with pytest.raises(BackendError, match="MTLCORE_BACKEND(.|\n)*did you mean 'reference'"):
+    with pytest.raises(BackendError, match=r"MTLCORE_BACKEND(.|\n)*did you mean 'reference'"):
         active_backend("gramian", "cpu")
 
 
@@ -84,7 +84,7 @@ def test_a_missing_backend_is_an_error_and_not_another_backend(monkeypatch):
 
 def test_a_missing_core_is_an_error_and_not_the_reference(monkeypatch):
     monkeypatch.setitem(backend._UNAVAILABLE, "cpp", lambda: "mtlcore._core cannot be imported")
-    with pytest.raises(BackendError, match="cannot be imported(.|\n)*MTLCORE_BACKEND=reference"):
+    with pytest.raises(BackendError, match=r"cannot be imported(.|\n)*MTLCORE_BACKEND=reference"):
         gramian(torch.ones(2, 3))
     assert gramian_default("cpu") == ""
 
@@ -100,7 +100,7 @@ def test_an_op_without_the_kernel_that_was_asked_for_says_which_it_has(monkeypat
     monkeypatch.setitem(backend._kernels, "other", {"reference": lambda out: None})
     with (
         use_backend("cpp"),
-        pytest.raises(BackendError, match="other has no cpp kernel(.|\n)*here: reference"),
+        pytest.raises(BackendError, match=r"other has no cpp kernel(.|\n)*here: reference"),
     ):
         active_backend("other", "cpu")
 

@@ -161,7 +161,7 @@ def test_a_wrong_argument_is_named(J, error, message):
     [
         ({"J": torch.ones(2, 3, dtype=torch.float16)}, TypeError, "J must be float32 or float64"),
         ({"J": torch.ones(2, 3, requires_grad=True)}, ValueError, "J must not require grad"),
-        ({"J": torch.ones(2, 3, device="meta")}, ValueError, "J has no memory to read: .* meta"),
+        ({"J": torch.ones(2, 3, device="meta")}, ValueError, "J has no memory to read"),
         ({"J": [1.0]}, TypeError, "torch.Tensor"),
         ({"out": torch.ones(2, 2)}, TypeError, "out must be float64, found float32"),
         ({"out": torch.ones(2, 3).double()}, ValueError, "out must have size 2 along dimension 1"),

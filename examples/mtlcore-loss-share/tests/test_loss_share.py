@@ -1,8 +1,8 @@
 import pytest
 import torch
+from mtlcore_loss_share import LossShare
 
 from mtlcore.testing import StandInGradients, plugin_manager, stand_in_run
-from mtlcore_loss_share import LossShare
 
 
 def weigh(losses: list[float], **options: float) -> torch.Tensor:

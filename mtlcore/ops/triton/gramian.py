@@ -1,4 +1,4 @@
-"""Triton kernels of `mtlcore.ops.gramian`: partial Gramians by chunk, then their sum; no atomics."""
+"""Triton kernels of `mtlcore.ops.gramian`: partial Gramians by chunk, then their sum."""
 
 from __future__ import annotations
 

@@ -1,0 +1,56 @@
+# Everything runs in .venv, which `make install` creates; the versions are those of constraints.txt.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+CORE := setup.py CMakeLists.txt $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc -type f)
+
+.PHONY: install demo test check fix bench gpu docs clean
+
+install: .venv/.installed
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# Python files are used in place; only a change of the core or of the dependencies installs anew.
+.venv/.installed: pyproject.toml constraints.txt $(CORE) | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/mtlcore demo
+
+test: install
+	@$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if [ -x $(BIN)/clang-format ]; then \
+	    echo "clang-format --dry-run"; $(BIN)/clang-format --dry-run --Werror $(CXX_FILES); \
+	else echo "clang-format is not installed: C++ not checked"; fi
+	@$(BIN)/python -m pytest
+
+fix: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	@if [ -x $(BIN)/clang-format ]; then $(BIN)/clang-format -i $(CXX_FILES); fi
+
+bench: install
+	$(BIN)/python -m pytest benchmarks/bench_*.py
+	$(BIN)/python -m benchmarks.step --json --record
+	$(BIN)/python -m benchmarks.throughput --json --record
+	$(BIN)/python -m benchmarks.startup --json --record
+
+gpu: install
+	@$(BIN)/python -m pytest -m gpu
+
+# The code blocks of README.md and docs/ are run, and what they list is compared with the code.
+docs: install
+	@$(BIN)/python -m pytest tests/test_repo.py
+
+clean:
+	rm -rf build dist *.egg-info mtlcore/_core*.so .venv/.installed
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find mtlcore plugins tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m mtlcore.cli`, for a source tree that is not installed."""
+
+from mtlcore.cli import main
+
+main()

@@ -1,0 +1,44 @@
+"""How the command line prints errors and warnings."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from mtlcore.errors import MtlcoreError, Problem, RecipeError, UserError
+
+
+def print_error(error: MtlcoreError) -> None:
+    """What is wrong in red, then how to mend it; on stderr."""
+    if isinstance(error, RecipeError):
+        for problem in error.problems:
+            _print_problem(problem)
+        count = len(error.problems)
+        if count > 1:
+            _red(f"{count} problems")
+    elif isinstance(error, UserError):
+        _print_problem(error.problem)
+    else:
+        _red(f"error: {error}")
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    typer.secho(f"warning: {text}", fg="yellow", err=True, color=_color())
+
+
+def _print_problem(problem: Problem) -> None:
+    where = f"{problem.where}: " if problem.where else ""
+    _red(f"error: {where}{problem.message}")
+    if problem.fix:
+        typer.echo(f"  fix: {problem.fix}", err=True)
+
+
+def _red(text: str) -> None:
+    typer.secho(text, fg="red", err=True, color=_color())
+
+
+def _color() -> bool | None:
+    """None: colours on a terminal only. https://no-color.org"""
+    return False if os.environ.get("NO_COLOR") else None

@@ -1,0 +1,33 @@
+"""`mtlcore evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    split: Annotated[str, typer.Option(help="test, eval or train.")] = "test",
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a run, task by task."""
+    from mtlcore.errors import UserError, did_you_mean
+
+    splits = ("train", "eval", "test")
+    if split not in splits:
+        raise UserError(f"--split {split!r} is none", fix=did_you_mean(split, splits))
+
+    from mtlcore.api import load
+
+    scores = load(run).evaluate(split, tasks=task or None)
+    if as_json:
+        typer.echo(json.dumps(scores.to_json(), indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(scores.table())

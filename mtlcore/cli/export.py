@@ -1,0 +1,42 @@
+"""`mtlcore export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    task: Annotated[str | None, typer.Option(help="The adapter of this task alone.")] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="The part that all tasks share.")
+    ] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A full model: the task's, or the shared one.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
+) -> None:
+    """Write stock PEFT adapters, or a full model; without flags the adapters of all tasks."""
+    from mtlcore.errors import UserError
+
+    if shared and (task or merged):
+        other = "--task" if task else "--merged"
+        raise UserError(f"--shared and {other} exclude each other", fix="give one of them")
+
+    from mtlcore.api import load
+
+    loaded = load(run)
+    if merged:
+        written = [loaded.export(out or run / "merged" / (task or ""), task=task, merged=True)]
+    elif shared:
+        written = [loaded.export(out or run / "shared", shared=True)]
+    elif task:
+        written = [loaded.export(out or run / "adapters" / task, task=task)]
+    else:
+        folder = out or run / "adapters"
+        written = [loaded.export(folder / name, task=name) for name in loaded.recipe.tasks]
+    for path in written:
+        typer.echo(path)

@@ -1,0 +1,50 @@
+"""`mtlcore train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=1e-4"),
+]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file.")],
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[auto|PATH]",
+            help="Go on from the newest checkpoint, or from the one at PATH.",
+        ),
+    ] = None,
+) -> None:
+    """Train a recipe."""
+    from mtlcore.api import train
+
+    run = train(
+        recipe, tuple(overrides or ()), resume=True if resume == "auto" else resume or False
+    )
+    typer.echo(f"run folder: {run.folder}")
+
+
+def complete_bare_resume(args: list[str]) -> list[str]:
+    """`--resume` without a value means `--resume auto`.
+
+    What follows is no value when it is a flag, a `key=value` or the recipe itself.
+    """
+    completed = []
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        completed.append(arg)
+        if arg == "--resume" and (
+            following is None
+            or following.startswith("-")
+            or "=" in following
+            or following.endswith((".yaml", ".yml"))
+        ):
+            completed.append("auto")
+    return completed

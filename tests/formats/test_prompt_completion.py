@@ -1,0 +1,103 @@
+"""prompt_completion: only the completion is learned, and templates are safe and exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mtlcore.data.example import Example, RowError
+from mtlcore.errors import UserError
+from mtlcore_plugins.formats.prompt_completion import PromptCompletion
+from tests.helpers import learned_text, small_tokenizer
+
+TOKENIZER = small_tokenizer()
+
+
+def example(row: dict[str, Any], tokenizer: Any = TOKENIZER, **options: Any) -> Example:
+    made = PromptCompletion(**options)
+    return made.example(row, task="a", index=4, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "learned"),
+    [
+        ("the film", "was good", " was good</s>"),
+        ("the film ", "was good", "was good</s>"),
+        ("the film", "\nwas good", "\nwas good</s>"),
+        ("Q: 1\n", "was good", "was good</s>"),
+    ],
+)
+def test_one_space_is_put_at_a_seam_without_white_space(
+    prompt: str, completion: str, learned: str
+) -> None:
+    made = example({"prompt": prompt, "completion": completion})
+    assert learned_text(made, TOKENIZER) == learned
+    assert list(made.input_ids[: made.prompt_length]) == TOKENIZER(prompt).input_ids
+    assert (made.prompt, made.target) == (prompt, completion)
+    assert (made.task, made.row) == ("a", 4)
+
+
+@pytest.mark.parametrize("adds_eos", [False, True])
+def test_the_prompt_has_a_bos_and_no_eos(adds_eos: bool) -> None:
+    tokenizer = small_tokenizer(adds_eos=adds_eos)
+    made = example({"prompt": "the film", "completion": "good"}, tokenizer)
+    assert made.input_ids[0] == tokenizer.bos_token_id
+    assert made.input_ids.count(tokenizer.eos_token_id) == 1
+    assert made.input_ids[-1] == made.labels[-1] == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_without_eos_is_refused() -> None:
+    with pytest.raises(UserError, match=r"(?s)has no eos token.*fix: set eos_token"):
+        example({"prompt": "x", "completion": "y"}, small_tokenizer(eos=False))
+
+
+def test_templates_make_prompt_and_completion_from_any_column() -> None:
+    row = {"question": "why", "a b": "because", "extra": None}
+    made = example(
+        row,
+        template="Q: {{ question }}{% if extra %} ({{ extra }}){% endif %}\nA:",
+        completion_template='{{ row["a b"] | upper }}',
+    )
+    assert (made.prompt, made.target) == ("Q: why\nA:", "BECAUSE")
+    assert made.fields == row
+    assert PromptCompletion(template="x", completion_template="y").columns == {}
+    assert set(PromptCompletion(template="x").columns) == {"completion"}
+
+
+def test_an_undefined_name_lists_the_columns_and_the_nearest() -> None:
+    with pytest.raises(
+        RowError, match=r"'questoin' is undefined; did you mean 'question'\?.*extra"
+    ):
+        example({"question": "x", "extra": "", "completion": "y"}, template="{{ questoin }}")
+
+
+def test_a_null_is_never_printed_as_none() -> None:
+    with pytest.raises(RowError, match=r"template prints a null .*'question'"):
+        example({"question": None, "completion": "y"}, template="{{ question }}")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ x.append(1) }}",
+        "{{ '{0.__class__.__mro__}'.format('') }}",
+        "{{ self.__init__.__globals__ }}",
+    ],
+)
+def test_the_sandbox_refuses_the_internals_of_python(template: str) -> None:
+    with pytest.raises((UserError, RowError), match=r"sandbox|unsafe|undefined"):
+        example({"x": [], "completion": "y"}, template="a" + template)
+
+
+def test_a_broken_template_is_refused_before_any_row() -> None:
+    with pytest.raises(ValueError, match="template is not a Jinja2 template"):
+        PromptCompletion(template="{{ x ")
+
+
+@pytest.mark.parametrize("template", ["{{ x / 0 }}", "{{ x + 'a' }}", "{{ x | nosuch }}"])
+def test_a_template_that_fails_on_a_row_says_so(template: str) -> None:
+    with pytest.raises((RowError, ValueError), match="template"):
+        example({"x": 1, "completion": "y"}, template=template)
