@@ -8,11 +8,9 @@ from pathlib import Path
 from mtlcore import checkpoint
 from mtlcore.errors import UserError
 from mtlcore.recipe import Recipe
-from mtlcore.recipe_file import read_recipe, write_recipe
-from mtlcore.run import Run
+from mtlcore.recipe_file import read_recipe
+from mtlcore.run import RECIPE, Run
 from mtlcore.trainer import Trainer
-
-RECIPE = "recipe.yaml"
 
 
 def train(
@@ -36,8 +34,6 @@ def train(
     for task in run.tasks:
         run.note(task.describe())
     trainer = Trainer(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_recipe(loaded.recipe, folder / RECIPE)
     if start is not None:
         checkpoint.restore(trainer, start)
         run.note(f"resumed from {start} at step {run.step}")

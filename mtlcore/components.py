@@ -242,7 +242,8 @@ class Format(Component):
     """Turns a raw row into an `Example`: implement `example`."""
 
     kind = "format"
-    columns: ClassVar[dict[str, str]] = {}  # required column -> what it holds
+    columns: dict[str, str] = {}  # required column -> what it holds
+    label_column: str | None = None  # the column whose values stratify a split, if any
 
     def prepare(self, rows: Sequence[dict[str, Any]]) -> None:
         """Read the train rows once before the first example, e.g. to collect the label set."""

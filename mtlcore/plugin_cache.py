@@ -38,7 +38,7 @@ def describe_components() -> list[dict[str, Any]]:
 
 def describe_plugins() -> Description:
     """The description from the cache, or made anew (which imports all plugins) and cached."""
-    from mtlcore.demo.cache import cache_folder
+    from mtlcore.cache import cache_folder
 
     path = cache_folder() / "plugins" / f"{cache_key()}.json"
     found = _read(path)

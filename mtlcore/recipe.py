@@ -336,6 +336,8 @@ def class_at(path: Sequence[str | int]) -> Any:
             found = get_args(found)[-1] if get_origin(found) in (dict, list) else None
         if type(None) in get_args(found):  # X | None
             found = next(kind for kind in get_args(found) if kind is not type(None))
+        if get_origin(found) is Annotated:
+            found = get_args(found)[0]
     return found
 
 

@@ -167,10 +167,14 @@ def _best_model(recipe: Recipe) -> Iterator[FieldProblem]:
         fix = f"did you mean {match!r}?" if match else f"use {known}"
         metrics = tuple(("tasks", task, "metrics") for task in recipe.tasks)
         yield FieldProblem(path, f"no task and metric give {metric!r}", fix, reads=metrics)
-    elif users and is_score and not training.eval_metrics:
+    elif users and metric == "eval_overall" and not _main_metrics(recipe):
         yield FieldProblem(
             path,
-            f"{users[0]} needs {metric!r}, but metrics are not scored during training",
-            "set `eval_metrics: true`, or `metric_for_best_model: eval_loss`",
-            reads=(("training", "eval_metrics"),),
+            f"{users[0]} needs eval_overall, and no main task has a metric",
+            "give `metrics` to a task, or set `metric_for_best_model: eval_loss`",
+            reads=tuple(("tasks", task) for task in recipe.tasks),
         )
+
+
+def _main_metrics(recipe: Recipe) -> list[ComponentSpec]:
+    return [spec for task in recipe.tasks.values() if task.role == "main" for spec in task.metrics]

@@ -184,7 +184,7 @@ class _Reading:
             fix = did_you_mean(str(path[1]), tasks)
             self.broken.append(Problem(where, f"the recipe has no task {path[1]!r}", fix))
             return document
-        return merge(document, above)
+        return merge(_with_default_names(document, path), above)
 
     def finish(self, document: Document, *, check_files: bool = True) -> Recipe:
         """Validate, or raise everything that was found on the way."""
@@ -229,6 +229,18 @@ def _merged(below: Any, above: Any, path: KeyPath) -> Any:
             both[key] = _merged(below.get(key), value, (*path, key))
         return both
     return above
+
+
+def _with_default_names(document: Document, path: KeyPath) -> Document:
+    """Write down the default component whose option is overridden: `weighting.normalize=...`."""
+    here: Any = document.data
+    for end, key in enumerate(path[:-1], start=1):
+        here = here.get(key) if isinstance(here, dict) else None
+        fields = getattr(class_at(path[: end - 1]), "model_fields", {})
+        default = fields[key].default if key in fields else None
+        if here is None and isinstance(default, ComponentSpec):
+            return merge(document, Document(_nested(path[:end], default.name), {}))
+    return document
 
 
 def _indices(items: list[Any]) -> set[str]:

@@ -118,7 +118,8 @@ def _compose(text: str, label: str) -> Node | None:
     try:
         node: Node | None = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        opened = "flow" in (error.context or "")  # a bracket: the line that opens it is of use
+        mark = error.context_mark if opened else error.problem_mark
         where = f"{label}:{mark.line + 1}" if mark else label
         if "'\\t'" in (error.problem or ""):
             raise UnreadableError(where, "a tab stands here", "indent with spaces") from None

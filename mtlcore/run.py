@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtlcore import seeds
-from mtlcore.data.tasks import Task, load_tasks
+from mtlcore.data.tasks import SPLITS, Task, load_tasks
 from mtlcore.errors import UserError, did_you_mean
 from mtlcore.evaluation.predictions import Prediction, predict, write_predictions
 from mtlcore.evaluation.scores import Scores, TaskScore
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from mtlcore.data.batches import Batch
     from mtlcore.data.tasks import Split
 
+RECIPE = "recipe.yaml"
+"""The resolved recipe in a run's folder."""
 VERSIONS_OF = ("mtlcore", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors")
 
 
@@ -43,7 +46,7 @@ class Run:
     each task so far), `notes` (what the user was told).
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, *, splits: Sequence[str] | None = None) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, *, splits: Sequence[str] = SPLITS) -> None:
         self.recipe = recipe
         self.folder = folder
         self.seed = recipe.training.seed
@@ -62,7 +65,7 @@ class Run:
         self.components: dict[str, Component] = {}
         self._create_components()
         self.tasks: list[Task] = load_tasks(
-            recipe, self.tokenizer, self.plugins, splits=splits or ("train", "eval", "test")
+            recipe, self.tokenizer, self.plugins, splits=splits
         )
         for message in (note for task in self.tasks for note in task.notes):
             self.note(message)
@@ -150,16 +153,18 @@ class Run:
         *,
         outputs: bool = True,
         max_rows: int | None = None,
-        save: bool = True,
+        save_as: str | None = None,
     ) -> Scores:
         """Score the model on a split ("train", "eval" or "test") of all or some tasks.
 
         A task without a test split is scored on its eval split, and a note says so. With
-        `outputs` False only losses are computed. Predictions are kept in
-        ``predictions/<split>/<task>.jsonl`` unless `save` is False or there are no outputs.
+        `outputs` False only losses are computed. `max_rows` takes a seeded subset of so many rows
+        per task. With `save_as` predictions, scores and audit findings are kept in that folder of
+        the run's ``predictions/``.
         """
         chosen = self.tasks if tasks is None else [self.task(name) for name in tasks]
         scores: dict[str, TaskScore] = {}
+        answers: dict[str, list[Prediction]] = {}
         for task in chosen:
             rows = self._rows_of(task, split)
             if max_rows is not None and len(rows) > max_rows:
@@ -169,12 +174,32 @@ class Run:
             else:
                 examples = list(rows)
             predictions = predict(self, task, examples, outputs=outputs)
-            if outputs and save:
-                write_predictions(
-                    self.folder / "predictions" / split / f"{task.name}.jsonl", predictions
-                )
+            answers[task.name] = predictions
             scores[task.name] = self._score(task, predictions, outputs)
-        return Scores(split, scores)
+        found = Scores(split, scores)
+        if save_as is not None:
+            self._keep(self.folder / "predictions" / save_as, found, answers)
+        return found
+
+    def _keep(
+        self, folder: Path, scores: Scores, answers: dict[str, list[Prediction]]
+    ) -> None:
+        for name, predictions in answers.items():
+            write_predictions(folder / f"{name}.jsonl", predictions)
+        findings = self.plugins.hook.mtlcore_audit(run=self, predictions=answers)
+        details = {
+            name: {e.name: e.details() for e in self.evaluators[name] if e.details()}
+            for name in answers
+        }
+        write_json(
+            folder / "scores.json",
+            {
+                **scores.to_json(),
+                "step": self.step,
+                "details": {name: found for name, found in details.items() if found},
+                "findings": [asdict(finding) for some in findings for finding in some or ()],
+            },
+        )
 
     def _rows_of(self, task: Task, split: str) -> Split:
         rows: Split | None = getattr(task, split)
@@ -305,11 +330,12 @@ class Run:
             "notes": self.notes,
         }
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file into the run's folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-        (self.folder / name).write_text(text + "\n", encoding="utf-8")
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, its folder made when missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

@@ -6,8 +6,8 @@ import json
 import math
 import resource
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +21,12 @@ from mtlcore.evaluation.scores import Scores
 from mtlcore.gradients import Direction, Gradients
 from mtlcore.losses import Outputs
 from mtlcore.progress import Progress
+from mtlcore.recipe_file import write_recipe
+from mtlcore.run import RECIPE, Run, write_json
 from mtlcore.seeds import seed_of
 
-if TYPE_CHECKING:
-    from mtlcore.run import Run
+STAGE = "train"
+"""The name of a run's only stage, as stage hooks get it."""
 
 
 @dataclass
@@ -85,7 +87,6 @@ class Trainer:
         self.best_step: int | None = None
         self.stale_evaluations = 0
         self.penalties: dict[str, float] = {}
-        self.seen_effect = False
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -254,10 +255,12 @@ class Trainer:
         """Train from `run.step` to the end: evaluations, checkpoints, early stopping."""
         run, recipe = self.run, self.recipe
         run.folder.mkdir(parents=True, exist_ok=True)
-        run.write_json("environment.json", run.environment())
+        write_recipe(run.recipe, run.folder / RECIPE)
+        write_json(run.folder / "environment.json", run.environment())
         if recipe.report_to:
             run.accelerator.init_trackers(recipe.run_name or run.folder.name)
         run.plugins.hook.mtlcore_run_start(run=run)
+        run.plugins.hook.mtlcore_stage_start(run=run, stage=STAGE)
         with Progress(self.total_steps, run.step) as progress:
             while run.step < self.total_steps:
                 torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
@@ -276,11 +279,18 @@ class Trainer:
             assert self.best_step is not None
             checkpoint.load_adapters(run, checkpoint.checkpoint_folder(run.folder, self.best_step))
             run.note(f"the best model is that of step {self.best_step}")
+        run.plugins.hook.mtlcore_stage_end(run=run, stage=STAGE)
         run.plugins.hook.mtlcore_run_end(run=run)
-        run.write_json("environment.json", run.environment())
-        run.write_json(
-            "result.json",
-            {"step": run.step, "best_step": self.best_step, "best_value": self.best_value},
+        sections = [s for some in run.plugins.hook.mtlcore_report(run=run) for s in some or ()]
+        write_json(
+            run.folder / "result.json",
+            {
+                "step": run.step,
+                "best_step": self.best_step,
+                "best_value": self.best_value,
+                "notes": run.notes,
+                "sections": [asdict(section) for section in sections],
+            },
         )
         run.accelerator.end_training()
 
@@ -296,7 +306,7 @@ class Trainer:
         wants_metrics = self.recipe.eval_metrics or not self._metric.endswith("_loss")
         started = time.perf_counter()
         scores = self.run.evaluate(
-            "eval", outputs=wants_metrics, max_rows=self.recipe.eval_max_rows, save=False
+            "eval", outputs=wants_metrics, max_rows=self.recipe.eval_max_rows
         )
         flat = scores.flat()
         progress.evaluation(self.run.step, scores)

@@ -1,8 +1,31 @@
-"""Shared by all tests: no network, warnings of libraries are silenced in pyproject.toml."""
+"""Shared by all tests: no network; one tiny trained run that tests may read but not change."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random two-layer Llama with its tokenizer."""
+    from mtlcore.demo.tiny import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of three tasks."""
+    import mtlcore
+    from tests.recipes import write_tiny_recipe
+
+    folder = tmp_path_factory.mktemp("run")
+    recipe = write_tiny_recipe(folder, tiny_model)
+    return mtlcore.train(recipe, ["training.eval_steps=3", "training.eval_max_rows=4"]).folder

@@ -165,8 +165,11 @@ def test_other_best_model_metrics_are_refused(metric: str) -> None:
 def test_what_picks_the_best_model_needs_evaluations() -> None:
     assert "eval_steps is not set" in problems(training={"early_stopping_patience": 2})[0].message
     assert "eval_steps is not set" in problems(training={"load_best_model_at_end": True})[0].message
-    found = only_problem(training={"load_best_model_at_end": True, "eval_steps": 5})
-    assert "metrics are not scored during training" in found
+    best = {"load_best_model_at_end": True, "eval_steps": 5}
+    assert not problems(training=best)
+    tasks = {"a": {"train": "imdb", "format": "text"}}
+    assert "no main task has a metric" in only_problem(training=best, tasks=tasks)
+    assert not problems(training={**best, "metric_for_best_model": "eval_loss"}, tasks=tasks)
 
 
 def test_one_way_of_warming_up() -> None:
@@ -233,6 +236,6 @@ def test_dotted_writes_key_paths_as_users_do() -> None:
 
 
 def test_the_recipe_imports_no_torch() -> None:
-    code = "import sys, mtlcore.recipe_file; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import sys, mtlcore.recipe_file; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.strip() == "set()"

@@ -24,7 +24,7 @@ def evaluate(
 
     from mtlcore.api import load
 
-    scores = load(run).evaluate(split, tasks=task or None)
+    scores = load(run).evaluate(split, tasks=task or None, save_as=split)
     if as_json:
         typer.echo(json.dumps(scores.to_json(), indent=2))
         return

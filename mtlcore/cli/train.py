@@ -24,6 +24,10 @@ def train(
     ] = None,
 ) -> None:
     """Train a recipe."""
+    from mtlcore.recipe_file import read_recipe
+
+    read_recipe(recipe, overrides or ())  # tells what is wrong before seconds go to torch
+
     from mtlcore.api import train
 
     run = train(
@@ -38,7 +42,7 @@ def complete_bare_resume(args: list[str]) -> list[str]:
     What follows is no value when it is a flag, a `key=value` or the recipe itself.
     """
     completed = []
-    for arg, following in zip(args, [*args[1:], None], strict=True):
+    for arg, following in zip(args, [*args[1:], None], strict=False):
         completed.append(arg)
         if arg == "--resume" and (
             following is None

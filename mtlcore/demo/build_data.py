@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from mtlcore.demo import sources
-from mtlcore.demo.cache import Package, cache_folder, fetch
+from mtlcore.cache import cache_folder
+from mtlcore.demo.packages import Package, fetch
 from mtlcore.demo.sources import Sense, Snippet
 from mtlcore.errors import UserError
 

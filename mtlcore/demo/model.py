@@ -17,10 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mtlcore.demo.cache import (
+from mtlcore.cache import cache_folder
+from mtlcore.demo.packages import (
     Package,
     Progress,
-    cache_folder,
     check_sha256,
     fetch,
     sha256_of,

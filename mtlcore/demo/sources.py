@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtlcore.demo.cache import Package
+from mtlcore.demo.packages import Package
 
 VADER = Package(
     "vaderSentiment",

