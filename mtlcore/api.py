@@ -46,7 +46,8 @@ def _checkpoint_to_resume(folder: Path, resume: bool | str | Path) -> Path | Non
     if isinstance(resume, str | Path) and str(resume) != "auto":
         if not (Path(resume) / checkpoint.STATE).is_file():
             raise UserError(
-                f"{resume} is no checkpoint", fix="give a folder like runs/x/checkpoints/step-000200"
+                f"{resume} is no checkpoint",
+                fix="give a folder like runs/x/checkpoints/step-000200",
             )
         return Path(resume)
     found = checkpoint.checkpoints(folder)
@@ -69,13 +70,14 @@ def load(folder: str | Path, *, step: int | None = None) -> Run:
     """Load a finished (or interrupted) run with the adapters it ended with.
 
     That is the best checkpoint when the recipe asks for it, else the newest; `step` picks another.
+    The tasks' rows are read only when an evaluation asks for them.
     """
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder} holds no run", fix="give the folder of a run, e.g. runs/demo")
-    recipe: Recipe = read_recipe(folder / RECIPE).recipe
+    recipe: Recipe = read_recipe(folder / RECIPE, check_files=False).recipe
     chosen = _checkpoint_to_load(folder, recipe, step)
-    run = Run(recipe, folder)
+    run = Run(recipe, folder, splits=())
     checkpoint.load_adapters(run, chosen)
     return run
 

@@ -49,7 +49,9 @@ class Arena:
         self.shared_size = self.own_size = 0
         for name, layer, adapter, factor in _factors(layers):
             if adapter.owner is None:
-                self._append(f"{name}.{factor}.{adapter.name}", getattr(layer, factor)[adapter.name])
+                self._append(
+                    f"{name}.{factor}.{adapter.name}", getattr(layer, factor)[adapter.name]
+                )
         for name, parameter in others:
             self._append(name, parameter)
         for task in range(task_count):

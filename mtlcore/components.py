@@ -242,7 +242,7 @@ class Format(Component):
     """Turns a raw row into an `Example`: implement `example`."""
 
     kind = "format"
-    columns: dict[str, str] = {}  # required column -> what it holds
+    columns: Mapping[str, str] = {}  # required column -> what it holds
     label_column: str | None = None  # the column whose values stratify a split, if any
 
     def prepare(self, rows: Sequence[dict[str, Any]]) -> None:

@@ -25,5 +25,3 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 def _active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-

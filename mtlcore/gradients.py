@@ -69,7 +69,7 @@ class Gradients:
         return self.arena.shared_size > 0
 
     def start(self, counts: Sequence[int]) -> None:
-        """Begin a step whose tasks have so many labelled tokens in all micro-batches of this rank."""
+        """Begin a step; `counts` [T] labelled tokens in all micro-batches of this rank."""
         self._counts = all_reduce_sum(torch.tensor(counts, dtype=torch.float64))  # N [T]
         self._loss_sums = torch.zeros(self.task_count, dtype=torch.float64)
         self._gramians: dict[str, Tensor] = {}
@@ -227,7 +227,7 @@ class Gradients:
     def _scope_of(self, count: int) -> Scope:
         for scope in ("layer", "factor"):
             if scope in self._gramians and len(self._gramians[scope]) == count:
-                return scope  # type: ignore[return-value]
+                return scope
         raise ValueError(
             f"weights of {count} scopes, but no Gramian of {count} scopes was read in this step"
         )
@@ -239,7 +239,9 @@ class Gradients:
                 for parameter in self.model.adapter_parameters(adapter.name):
                     parameter.grad = None
 
-    def add_to_update(self, parameters: Iterable[torch.nn.Parameter], grads: Iterable[Tensor]) -> None:
+    def add_to_update(
+        self, parameters: Iterable[torch.nn.Parameter], grads: Iterable[Tensor]
+    ) -> None:
         """Add the gradients of a penalty to `.grad`; parameters without one this step are left."""
         for parameter, grad in zip(parameters, grads, strict=True):
             if parameter.grad is not None and grad is not None:

@@ -82,7 +82,7 @@ def cache_key() -> str:
 
 def _facts() -> Iterator[object]:
     yield sys.version_info, sys.prefix, plugin_sources.version_of("mtlcore")
-    for variable in ("MTLCORE_LOAD_PLUGINS", "MTLCORE_NO_PLUGINS"):
+    for variable in ("MTLCORE_LOAD_PLUGINS", "MTLCORE_DISABLE_PLUGINS", "MTLCORE_NO_PLUGINS"):
         yield variable, os.environ.get(variable)
     core = Path(__file__).parent
     for name in ("components", "component_options", "hookspecs", "plugins", "plugin_cache"):

@@ -5,6 +5,7 @@ the modules of `mtlcore_plugins`, the entry points of group `mtlcore`, and local
 recipe names. Environment variables:
 
     MTLCORE_LOAD_PLUGINS=a,b    of the installed third-party plugins load only these ('': none)
+    MTLCORE_DISABLE_PLUGINS=a,b leave these out, first-party ones too (`--disable-plugin` sets it)
     MTLCORE_NO_PLUGINS=1        load no third-party code at all
     MTLCORE_STRICT_PLUGINS=1    a plugin that cannot be loaded is an error, not a warning
     MTLCORE_TRACE_PLUGINS=1     print every hook call with its time to stderr
@@ -94,7 +95,7 @@ class PluginManager:
         self._created: list[ComponentInfo] = []
         self.broken: list[BrokenPlugin] = []
         self.conflicts: list[tuple[ComponentInfo, ComponentInfo]] = []
-        self.disabled: list[Plugin] = []
+        self.disabled: dict[Plugin, str] = {}  # with what left it out
         if self._is_on("MTLCORE_TRACE_PLUGINS"):
             self._trace()
 
@@ -127,10 +128,7 @@ class PluginManager:
 
     def discover(self, *, local: Sequence[str] = (), disable: Sequence[str] = ()) -> None:
         """Load what is not blocked; keep faults in `broken` and `conflicts` and go on."""
-        only = self._environ.get("MTLCORE_LOAD_PLUGINS")
-        chosen = None if only is None else [name for name in only.split(",") if name.strip()]
-        third_party = not self._is_on("MTLCORE_NO_PLUGINS")
-        if local and not third_party:
+        if local and self._is_on("MTLCORE_NO_PLUGINS"):
             raise UserError(
                 f"the recipe loads {local[0]}, and MTLCORE_NO_PLUGINS forbids third-party code",
                 where="plugins.load",
@@ -142,20 +140,34 @@ class PluginManager:
             *plugin_sources.local(local),
         ]
         for plugin in plugins:
-            is_left_out = plugin.origin == "installed" and (
-                not third_party or (chosen is not None and not plugin.is_called(chosen))
-            )
-            if is_left_out or plugin.is_called(disable):
-                self.disabled.append(plugin)
+            left_out_by = self._left_out_by(plugin, disable)
+            if left_out_by:
+                self.disabled[plugin] = left_out_by
                 continue
             try:
                 self.add(plugin, plugin.load())
             except (Exception, SystemExit) as error:
                 self.broken.append(BrokenPlugin(plugin, error))
         known = {word for plugin in plugins for word in (plugin.name, plugin.distribution)}
-        for name in [*disable, *(chosen or [])]:
+        blocked = self._names("MTLCORE_DISABLE_PLUGINS") or []
+        chosen = self._names("MTLCORE_LOAD_PLUGINS") or []
+        for name in [*disable, *blocked, *chosen]:
             if not any(plugin.is_called([name]) for plugin in plugins):
                 log.warning("no plugin is called %r; %s", name, did_you_mean(name, known))
+
+    def _left_out_by(self, plugin: Plugin, disable: Sequence[str]) -> str:
+        """What says that a plugin is not loaded; "" when nothing does."""
+        if plugin.is_called(disable):
+            return "plugins.disable"
+        if plugin.is_called(self._names("MTLCORE_DISABLE_PLUGINS") or ()):
+            return "MTLCORE_DISABLE_PLUGINS (--disable-plugin)"
+        if plugin.origin == "installed":
+            if self._is_on("MTLCORE_NO_PLUGINS"):
+                return "MTLCORE_NO_PLUGINS (--no-plugins)"
+            chosen = self._names("MTLCORE_LOAD_PLUGINS")
+            if chosen is not None and not plugin.is_called(chosen):
+                return "MTLCORE_LOAD_PLUGINS"
+        return ""
 
     def add(self, plugin: Plugin, value: Any) -> None:
         """Take in one plugin: a component class, or a module or object with hooks."""
@@ -252,21 +264,32 @@ class PluginManager:
             if plugin_sources.normal(name) in broken.plugin.words():
                 fix = "mend or remove the plugin (`mtlcore plugins doctor`)"
                 return UserError(f"{message}: {broken}", where=where, fix=fix)
+        for plugin, left_out_by in self.disabled.items():
+            if plugin_sources.normal(name) in plugin.words():
+                return UserError(
+                    f"{message}: its plugin is disabled by {left_out_by}",
+                    where=where,
+                    fix=f"enable it there; plugins not loaded: {plugin}",
+                )
         fixes = [did_you_mean(name, (n for k, n in self._components if k == kind))]
         others = [k for k, n in self._components if n == name]
         if others:
             fixes.append(f"there is a component {name!r} of kind {', '.join(sorted(others))}")
         if self.broken:
             fixes.append("; ".join(map(str, self.broken)))
-        third_party = [str(plugin) for plugin in self.disabled]
-        if third_party:
-            fixes.append(f"plugins not loaded: {', '.join(third_party)}")
+        if self.disabled:
+            fixes.append(f"plugins not loaded: {', '.join(map(str, self.disabled))}")
         return UserError(message, where=where, fix="; ".join(fixes))
 
     # -- environment --------------------------------------------------------------------------
 
     def _is_on(self, variable: str) -> bool:
         return self._environ.get(variable, "").lower() not in ("", "0", "false", "no", "off")
+
+    def _names(self, variable: str) -> list[str] | None:
+        """The names in a comma list; None when it is not set."""
+        text = self._environ.get(variable)
+        return None if text is None else [name for name in text.split(",") if name.strip()]
 
     def _trace(self) -> None:
         """Print hook calls, the inner ones before the outer."""

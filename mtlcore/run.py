@@ -16,10 +16,12 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtlcore import seeds
-from mtlcore.data.tasks import SPLITS, Task, load_tasks
+from mtlcore.data.splits import SPLITS
+from mtlcore.data.tasks import Task, load_tasks
 from mtlcore.errors import UserError, did_you_mean
 from mtlcore.evaluation.predictions import Prediction, predict, write_predictions
 from mtlcore.evaluation.scores import Scores, TaskScore
+from mtlcore.losses import Outputs
 from mtlcore.model import export
 from mtlcore.model.backbone import MultiTaskModel, load_backbone
 from mtlcore.model.layout import SHARED_ONLY, Layout
@@ -41,6 +43,8 @@ VERSIONS_OF = ("mtlcore", "torch", "transformers", "accelerate", "peft", "datase
 class Run:
     """What one run holds. Hooks get it as `run`.
 
+    With no `splits` the tasks come without rows, which are read when an evaluation asks for them.
+
     `recipe`, `folder`, `tasks` (in the order of the recipe), `model`, `tokenizer`, `device`,
     `plugins`, `components` by key, `step` (optimizer steps done), `rows_drawn` [T] (rows drawn of
     each task so far), `notes` (what the user was told).
@@ -52,9 +56,7 @@ class Run:
         self.seed = recipe.training.seed
         self.step = 0
         self.notes: list[str] = []
-        self.plugins = PluginManager.load(
-            local=recipe.plugins.load, disable=recipe.plugins.disable
-        )
+        self.plugins = PluginManager.load(local=recipe.plugins.load, disable=recipe.plugins.disable)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if recipe.training.bf16 else "no",
             log_with=list(recipe.training.report_to) or None,
@@ -64,11 +66,8 @@ class Run:
         self.tokenizer = load_tokenizer(recipe)
         self.components: dict[str, Component] = {}
         self._create_components()
-        self.tasks: list[Task] = load_tasks(
-            recipe, self.tokenizer, self.plugins, splits=splits
-        )
-        for message in (note for task in self.tasks for note in task.notes):
-            self.note(message)
+        self.tasks: list[Task] = []
+        self._load_tasks(splits)
         self.rows_drawn = [0] * len(self.tasks)
         layout = Layout.build([task.name for task in self.tasks], recipe.lora, recipe.sharing)
         backbone = load_backbone(recipe.model, self.device)
@@ -99,6 +98,12 @@ class Run:
         self.components[f"{where}:{spec.name}"] = component
         self.plugins.register(component)
         return component
+
+    def _load_tasks(self, splits: Sequence[str]) -> None:
+        self.tasks = load_tasks(self.recipe, self.tokenizer, self.plugins, splits=splits)
+        self._has_data = bool(splits)
+        for message in (note for task in self.tasks for note in task.notes):
+            self.note(message)
 
     def _prepare_model(self) -> None:
         if self.recipe.model.attn_implementation == "padded":
@@ -131,15 +136,16 @@ class Run:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed precision of the recipe."""
-        return self.accelerator.autocast()
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
 
     @torch.no_grad()
     def evaluate_losses(self, batch: Batch) -> Tensor:
-        """[T] mean loss of each task on a batch as the weights are now; NaN where it has no label."""
+        """[T] mean loss of each task on a batch with the weights of now; NaN if it is absent."""
         was_training = self.model.training
         self.model.eval()
         with self.autocast():
-            outputs = self.model(batch)
+            outputs: Outputs = self.model(batch)
         self.model.routing.leave()
         self.model.train(was_training)
         return outputs.loss_sums / torch.tensor(outputs.counts).to(outputs.loss_sums)
@@ -162,6 +168,8 @@ class Run:
         per task. With `save_as` predictions, scores and audit findings are kept in that folder of
         the run's ``predictions/``.
         """
+        if not self._has_data:
+            self._load_tasks(SPLITS)
         chosen = self.tasks if tasks is None else [self.task(name) for name in tasks]
         scores: dict[str, TaskScore] = {}
         answers: dict[str, list[Prediction]] = {}
@@ -181,9 +189,7 @@ class Run:
             self._keep(self.folder / "predictions" / save_as, found, answers)
         return found
 
-    def _keep(
-        self, folder: Path, scores: Scores, answers: dict[str, list[Prediction]]
-    ) -> None:
+    def _keep(self, folder: Path, scores: Scores, answers: dict[str, list[Prediction]]) -> None:
         for name, predictions in answers.items():
             write_predictions(folder / f"{name}.jsonl", predictions)
         findings = self.plugins.hook.mtlcore_audit(run=self, predictions=answers)
@@ -284,8 +290,7 @@ class Run:
                 eos_token_id=eos,
             )
         return [
-            text.strip()
-            for text in self.tokenizer.batch_decode(outputs, skip_special_tokens=True)
+            text.strip() for text in self.tokenizer.batch_decode(outputs, skip_special_tokens=True)
         ]
 
     def export(
@@ -309,9 +314,7 @@ class Run:
         index = SHARED_ONLY if task is None else self.task(task).index
         if merged:
             return export.merged_model(self.model, index, Path(folder), self.tokenizer)
-        return export.peft_adapter(
-            self.model, index, Path(folder), self.recipe.model.name_or_path
-        )
+        return export.peft_adapter(self.model, index, Path(folder), self.recipe.model.name_or_path)
 
     # -- the record ---------------------------------------------------------------------------
 

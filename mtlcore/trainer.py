@@ -17,7 +17,6 @@ from mtlcore import checkpoint
 from mtlcore.data.batches import Batch, collate, deal, plan_rows
 from mtlcore.distributed import rank, world_size
 from mtlcore.errors import MtlcoreError, UserError
-from mtlcore.evaluation.scores import Scores
 from mtlcore.gradients import Direction, Gradients
 from mtlcore.losses import Outputs
 from mtlcore.progress import Progress
@@ -73,9 +72,7 @@ class Trainer:
             run.note("gradients: multi_pass, one backward pass per task and micro-batch")
         self.total_steps = self._total_steps()
         self.optimizer = self._make_optimizer()
-        warmup = self.recipe.warmup_steps or math.ceil(
-            self.recipe.warmup_ratio * self.total_steps
-        )
+        warmup = self.recipe.warmup_steps or math.ceil(self.recipe.warmup_ratio * self.total_steps)
         self.scheduler = get_scheduler(
             self.recipe.lr_scheduler_type,
             self.optimizer,
@@ -139,7 +136,7 @@ class Trainer:
         run = self.run
         run.model.train()
         with run.autocast():
-            outputs = run.model(batch)
+            outputs: Outputs = run.model(batch)
             self._stop_if_not_finite(batch, outputs)
             for penalty in self._penalties(batch, outputs):
                 if penalty.on == "task":
@@ -164,7 +161,7 @@ class Trainer:
     def weigh(self, losses: Tensor | None) -> Tensor | Direction:
         """Ask the weighting: mean losses [T'] of the present tasks -> weights."""
         run = self.run
-        weights = run.plugins.hook.mtlcore_weigh_tasks(
+        weights: Tensor | Direction | None = run.plugins.hook.mtlcore_weigh_tasks(
             run=run, losses=losses, gradients=self.gradients
         )
         if weights is None:
@@ -178,9 +175,7 @@ class Trainer:
         return weights
 
     def _penalties(self, batch: Batch | None, outputs: Outputs | None) -> list[Any]:
-        found = self.run.plugins.hook.mtlcore_penalties(
-            run=self.run, batch=batch, outputs=outputs
-        )
+        found = self.run.plugins.hook.mtlcore_penalties(run=self.run, batch=batch, outputs=outputs)
         penalties = [penalty for some in found for penalty in some or ()]
         for penalty in penalties:
             allowed = ("task", "batch") if batch is not None else ("weights",)
@@ -272,8 +267,10 @@ class Trainer:
                 if self._due(recipe.save_steps) or run.step == self.total_steps or stop:
                     self.save()
                 if stop:
-                    run.note(f"stopped early at step {run.step}: no better {self._metric} since "
-                             f"step {self.best_step}")
+                    run.note(
+                        f"stopped early at step {run.step}: no better {self._metric} since "
+                        f"step {self.best_step}"
+                    )
                     break
         if recipe.load_best_model_at_end and self.best_step not in (None, run.step):
             assert self.best_step is not None
@@ -303,7 +300,10 @@ class Trainer:
 
     def _evaluate(self, progress: Progress) -> bool:
         """Score the eval split, remember the best; True when it is time to stop early."""
-        wants_metrics = self.recipe.eval_metrics or not self._metric.endswith("_loss")
+        judged = self.recipe.load_best_model_at_end or self.recipe.early_stopping_patience
+        wants_metrics = self.recipe.eval_metrics or (
+            bool(judged) and not self._metric.endswith("_loss")
+        )
         started = time.perf_counter()
         scores = self.run.evaluate(
             "eval", outputs=wants_metrics, max_rows=self.recipe.eval_max_rows
@@ -311,11 +311,10 @@ class Trainer:
         flat = scores.flat()
         progress.evaluation(self.run.step, scores)
         self._log({"step": self.run.step, **flat, "eval_seconds": time.perf_counter() - started})
-        if not (self.recipe.load_best_model_at_end or self.recipe.early_stopping_patience):
-            return False
-        return self._judge(flat, scores)
+        return self._judge(flat) if judged else False
 
-    def _judge(self, flat: dict[str, float], scores: Scores) -> bool:
+    def _judge(self, flat: dict[str, float]) -> bool:
+        """Remember and save the best; True when patience is over."""
         if self._metric not in flat:
             raise UserError(
                 f"the evaluation gave no {self._metric!r}",

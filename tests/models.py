@@ -100,9 +100,7 @@ def multi_task(
     return model
 
 
-def examples(
-    lengths: Sequence[int], *, tasks: Sequence[int], seed: int = 0
-) -> list[Example]:
+def examples(lengths: Sequence[int], *, tasks: Sequence[int], seed: int = 0) -> list[Example]:
     """Random rows of the given lengths; about half of each row is labelled."""
     draw = torch.Generator().manual_seed(seed)
     made = []

@@ -59,7 +59,10 @@ def separate_passes(
             allow_unused=True,
         )
         by_task.append(
-            [torch.zeros_like(s.parameter) if g is None else g for s, g in zip(slots, grads)]
+            [
+                torch.zeros_like(s.parameter) if g is None else g
+                for s, g in zip(slots, grads, strict=True)
+            ]
         )
     shared = [i for i, slot in enumerate(slots) if slot.owner is None]
     rows = [torch.cat([grads[i].reshape(-1) for i in shared]) for grads in by_task]

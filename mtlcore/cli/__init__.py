@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line and exit: 0, 1 for failures, 2 for what the user can mend."""
     args, debug = take_global_flags(list(sys.argv[1:] if argv is None else argv))
     args = train.complete_bare_resume(args)
+    keep_progress_bars_out_of_logs()
     try:
         build_app(args)(args, prog_name="mtlcore")
     except MtlcoreError as error:
@@ -67,6 +68,16 @@ def take_global_flags(args: list[str]) -> tuple[list[str], bool]:
         before = os.environ.get("MTLCORE_DISABLE_PLUGINS", "")
         os.environ["MTLCORE_DISABLE_PLUGINS"] = ",".join(filter(None, [before, *disabled]))
     return kept + rest, debug
+
+
+def keep_progress_bars_out_of_logs() -> None:
+    """Where stderr is no terminal, transformers and datasets draw no bars unless told to.
+
+    They read these variables when they are imported.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def build_app(args: Sequence[str]) -> typer.Typer:

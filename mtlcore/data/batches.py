@@ -16,6 +16,7 @@ from mtlcore.model.layout import Segment, row_segments
 if TYPE_CHECKING:
     from mtlcore.run import Run
 
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of several tasks, sorted by task.

@@ -61,9 +61,10 @@ def load_tasks(
 ) -> list[Task]:
     """Read the tasks of a recipe, in its order, with the splits asked for.
 
-    The train rows are always read, because held-out rows and label sets come from them; examples
-    are made for `splits` only. Raises UserError if rows are bad and `on_bad_row` is error, or if a
-    split has no usable row.
+    With no splits, no file is read. Else the train rows are always read, because held-out rows and
+    label sets come from them; examples are made for `splits` only.
+
+    Raises UserError if rows are bad and `on_bad_row` is error, or if a split has no usable row.
     """
     unknown = set(splits) - set(SPLITS)
     if unknown:
@@ -71,7 +72,7 @@ def load_tasks(
     tasks: list[Task] = []
     for index, name in enumerate(recipe.tasks):
         loader = TaskLoader(recipe, name, tokenizer, plugins)
-        read = loader.load(splits)
+        read = loader.load(splits) if splits else {}
         train = read.get("train") or Split.empty("train")
         tasks.append(
             Task(

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlcore.demo import sources
 from mtlcore.cache import cache_folder
+from mtlcore.demo import sources
 from mtlcore.demo.packages import Package, fetch
 from mtlcore.demo.sources import Sense, Snippet
 from mtlcore.errors import UserError

@@ -160,5 +160,3 @@ def _move_aside(folder: Path, console: Console) -> None:
         number += 1
     os.replace(folder, kept)
     console.print(f"the earlier {folder} is kept as {kept}", highlight=False)
-
-

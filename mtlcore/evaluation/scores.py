@@ -59,7 +59,7 @@ class Scores:
         return min(values, key=values.__getitem__) if values else None
 
     def flat(self, prefix: str = "eval") -> dict[str, float]:
-        """Keys as Hugging Face writes them: eval_<task>_loss, eval_<task>_<metric>, eval_overall."""
+        """Hugging Face's keys: eval_<task>_loss, eval_<task>_<metric>, and eval_overall."""
         found = {f"{prefix}_loss": self.loss}
         for name, score in self.by_task.items():
             found[f"{prefix}_{name}_loss"] = score.loss

@@ -32,9 +32,9 @@ def flat_attention(
     query [1, H, N, d], key and value [1, H_kv, N, d] -> [1, N, H, d]. No mask is asked of the
     model: none of the general ones is right for every architecture.
     """
-    lengths = module.mtlcore_routing.row_lengths
-    module.mtlcore_routing.attention_calls += 1
-    parts = [tensor.split(lengths, dim=2) for tensor in (query, key, value)]
+    routing: Any = module.mtlcore_routing
+    routing.attention_calls += 1
+    parts = [tensor.split(routing.row_lengths, dim=2) for tensor in (query, key, value)]
     rows = [
         _row(q, k, v, scaling, dropout, sliding_window, softcap)
         for q, k, v in zip(*parts, strict=True)
@@ -52,14 +52,15 @@ def _row(
     softcap: float | None,
 ) -> Tensor:
     length = q.shape[2]
-    windowed = window is not None and window < length
-    if not windowed and softcap is None:
+    if window is not None and window >= length:
+        window = None
+    if window is None and softcap is None:
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
         )
     ones = torch.ones(length, length, dtype=torch.bool, device=q.device)
     mask = ones.tril()
-    if windowed:
+    if window is not None:
         mask &= ones.triu(1 - window)  # a token sees itself and the window - 1 before it
     if softcap is None:
         return F.scaled_dot_product_attention(
@@ -107,11 +108,15 @@ def rows_stay_apart(model: PreTrainedModel, routing: Routing) -> str | None:
         model.set_attn_implementation(FLAT)
         routing.enter((Segment(-1, 0, 2),), [len(row) for row in rows])
         routing.attention_calls = 0
-        together = model(
-            input_ids=torch.cat(rows)[None].to(device),
-            position_ids=torch.cat([torch.arange(len(row)) for row in rows])[None].to(device),
-            use_cache=False,
-        ).logits[0].float()
+        together = (
+            model(
+                input_ids=torch.cat(rows)[None].to(device),
+                position_ids=torch.cat([torch.arange(len(row)) for row in rows])[None].to(device),
+                use_cache=False,
+            )
+            .logits[0]
+            .float()
+        )
         if routing.attention_calls == 0:
             return "the model never calls a registered attention function"
         return _difference(torch.cat(alone), together, model.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def load_backbone(recipe: ModelRecipe, device: torch.device) -> PreTrainedModel:
     """Load the base model: a folder or a hub name. `dtype: auto` is fp32 on CPU, else its own."""
     dtype: Any = DTYPES.get(recipe.dtype, torch.float32 if device.type == "cpu" else "auto")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             recipe.name_or_path,
             revision=recipe.revision,
             dtype=dtype,
@@ -43,7 +44,8 @@ def load_backbone(recipe: ModelRecipe, device: torch.device) -> PreTrainedModel:
             fix="give a folder made by save_pretrained, or the name of a model on the hub "
             "that this machine can reach",
         ) from error
-    return model.to(device)
+    loaded: PreTrainedModel = model.to(device)
+    return loaded
 
 
 def _first_line(error: BaseException) -> str:
@@ -71,7 +73,7 @@ class MultiTaskModel(nn.Module):
                 module,
                 self.routing,
                 dropout=lora.lora_dropout,
-                generator=lambda adapter, name=name: generator(seed, "lora", name, adapter),
+                generator=functools.partial(generator, seed, "lora", name),
             )
             parent, _, child = name.rpartition(".")
             setattr(backbone.get_submodule(parent), child, layer)
@@ -167,13 +169,14 @@ class MultiTaskModel(nn.Module):
         width = max(len(prompt) for prompt in prompts)
         ids = [[pad_token_id] * (width - len(prompts[i])) + list(prompts[i]) for i in order]
         mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in order]
+        backbone: Any = self.backbone
         with self._generating(row_segments([tasks[i] for i in order])):
             sampling = (
                 {"temperature": options.temperature, "top_p": options.top_p}
                 if options.do_sample
                 else {"temperature": None, "top_p": None, "top_k": None}
             )
-            found = self.backbone.generate(
+            found = backbone.generate(
                 input_ids=torch.tensor(ids, device=self.device),
                 attention_mask=torch.tensor(mask, device=self.device),
                 max_new_tokens=options.max_new_tokens,
@@ -224,11 +227,11 @@ def find_targets(
     else:
         missing = [t for t in target_modules if not any(_ends_with(n, t) for n in linear)]
         if missing:
-            ends = {name.rpartition(".")[2] for name in linear}
+            ends = sorted({name.rpartition(".")[2] for name in linear})
             raise UserError(
                 f"the model has no linear layer {missing[0]!r}",
                 where="lora.target_modules",
-                fix=f"{did_you_mean(missing[0], ends)} (linear layers: {', '.join(sorted(ends))})",
+                fix=f"{did_you_mean(missing[0], ends)} (linear layers: {', '.join(ends)})",
             )
         found = {n: m for n, m in linear.items() if any(_ends_with(n, t) for t in target_modules)}
     if not found:

@@ -69,7 +69,10 @@ class Layout:
         """S [T + 1, R]; the last row is that of `SHARED_ONLY`."""
         tasks = [*range(len(self.task_names)), SHARED_ONLY]
         return torch.tensor(
-            [[a.scale * a.serves(task) for a in self.adapters for _ in range(a.r)] for task in tasks]
+            [
+                [a.scale * a.serves(task) for a in self.adapters for _ in range(a.r)]
+                for task in tasks
+            ]
         ).reshape(len(tasks), self.rank)
 
     @classmethod
@@ -187,7 +190,9 @@ class Routing:
         """One plan per adapter of the layout."""
         if tokens not in self._plans:
             segments = self.segments(tokens)
-            self._plans[tokens] = tuple(_plan(adapter, segments) for adapter in self.layout.adapters)
+            self._plans[tokens] = tuple(
+                _plan(adapter, segments) for adapter in self.layout.adapters
+            )
         return self._plans[tokens]
 
     def token_tasks(self, tokens: int, device: torch.device) -> Tensor:

@@ -68,7 +68,9 @@ class MultiTaskLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.in_features)
-        weight, bias, factors = self.base.weight, self.base.bias, self.factors()
+        weight: Tensor = self.base.weight
+        bias: Tensor | None = self.base.bias
+        factors = self.factors()
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             flat, weight = flat.to(dtype), weight.to(dtype)
@@ -78,11 +80,13 @@ class MultiTaskLora(nn.Module):
             weight = weight.t()
         # One mask for all adapters of the layer: they read the same input.
         dropped = F.dropout(flat, self.dropout) if self.training and self.dropout else flat
+        y: Tensor
         if self.routing.sink is None and torch.is_grad_enabled():
             y = self._plain(flat, dropped, weight, bias, factors)
         else:
             plans = self.routing.plans(flat.shape[0])
-            y = _LoraLinear.apply(flat, dropped, weight, bias, self, plans, *factors)
+            apply: Callable[..., Tensor] = _LoraLinear.apply  # torch leaves it untyped
+            y = apply(flat, dropped, weight, bias, self, plans, *factors)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _plain(
@@ -104,7 +108,7 @@ class MultiTaskLora(nn.Module):
                 parameter.data = part
 
     def _apply(self, *args: Any, **kwargs: Any) -> MultiTaskLora:
-        super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._gather()  # a move to a device or dtype copies each parameter for itself
         return self
 
@@ -117,7 +121,7 @@ class _LoraLinear(torch.autograd.Function):
     """The frozen linear and its adapters by segments; gradients of A and B go to the sink."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         dropped: Tensor,
@@ -140,7 +144,7 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dropped, weight, *rest = ctx.saved_tensors
         layer, sink = ctx.layer, ctx.layer.routing.sink
         if sink is None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mtlcore.demo import build_data, sources
 from mtlcore.cache import cache_folder
+from mtlcore.demo import build_data, sources
 from mtlcore.demo.packages import Package, check_sha256, fetch
 from mtlcore.errors import UserError
 

@@ -43,9 +43,7 @@ def test_a_flat_batch_gives_the_logits_of_each_row_alone(name: str, training: bo
         ).logits[0]
     # eager attention takes its softmax in fp32, which is the floor of the soft-capped model
     tolerance = 1e-5 if name == "gemma2" else 1e-11
-    torch.testing.assert_close(
-        found, torch.cat(logits_alone(name)), rtol=tolerance, atol=tolerance
-    )
+    torch.testing.assert_close(found, torch.cat(logits_alone(name)), rtol=tolerance, atol=tolerance)
 
 
 def test_the_start_up_check_catches_rows_that_mix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +58,7 @@ def test_the_start_up_check_catches_rows_that_mix(monkeypatch: pytest.MonkeyPatc
         finally:
             module.mtlcore_routing.row_lengths = lengths
 
-    monkeypatch.setitem(
-        attention.AttentionInterface._global_mapping, attention.FLAT, mixing
-    )
+    monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.FLAT, mixing)
     assert not model.try_flat()
     assert "differ" in str(model.flat_problem)
 

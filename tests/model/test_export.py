@@ -33,9 +33,7 @@ def our_logits(model: MultiTaskModel, task: int) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "qwen2"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_stock_peft_gives_our_logits(

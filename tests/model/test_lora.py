@@ -67,9 +67,7 @@ def test_one_shared_adapter_is_peft_lora(name: str, rslora: bool) -> None:
         inputs.append(embedded)
         logits = theirs(inputs_embeds=embedded, use_cache=False).logits
         labels = torch.tensor([row.labels])
-        loss = loss + nn.functional.cross_entropy(
-            logits[0, :-1], labels[0, 1:], reduction="sum"
-        )
+        loss = loss + nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum")
     loss.backward()
 
     close = {"rtol": 1e-10, "atol": 1e-10}
@@ -108,7 +106,9 @@ def test_each_task_gets_the_shared_adapter_and_its_own_only() -> None:
         for task, rows in ((0, slice(0, 2)), (1, slice(2, 6))):
             expected = layer.base(x[rows])
             for adapter in ("shared", f"own:task{task}"):
-                expected = expected + 2 * x[rows] @ layer.lora_A[adapter].t() @ layer.lora_B[adapter]
+                expected = (
+                    expected + 2 * x[rows] @ layer.lora_A[adapter].t() @ layer.lora_B[adapter]
+                )
             torch.testing.assert_close(found[rows], expected)
 
 

@@ -1,0 +1,31 @@
+"""The command line, run in this process on real runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtlcore.cli import main
+
+
+class CommandLine:
+    """`cli("train", "recipe.yaml")` gives exit code, stdout and stderr."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self.capture = capture
+
+    def __call__(self, *args: object) -> tuple[int, str, str]:
+        self.capture.readouterr()  # what came before is not this command's
+        with pytest.raises(SystemExit) as caught:
+            main([str(arg) for arg in args])
+        captured = self.capture.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder with its bytes, every folder with None."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
