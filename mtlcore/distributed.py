@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def on_cpu_processes() -> bool:
+    """Whether a launcher (torchrun) started several processes on a machine without a GPU."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
 
 
 def rank() -> int:
@@ -14,6 +22,17 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if _active() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and talks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if _active():
+        dist.barrier()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mtlcore.distributed import is_main
+
 if TYPE_CHECKING:
     from mtlcore.evaluation.scores import Scores
     from mtlcore.trainer import StepRecord
@@ -19,7 +21,7 @@ class Progress:
     """A bar with the smoothed loss of every task; plain lines when the output is not a terminal."""
 
     def __init__(self, total: int, done: int, *, every: int = 10, smoothing: float = 0.9) -> None:
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not is_main())
         self.total, self.every, self.smoothing = total, every, smoothing
         self.averages: dict[str, float] = {}
         self.bar = Bar(
@@ -29,7 +31,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=self.console,
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() and is_main()),
         )
         self.task = self.bar.add_task("", total=total, completed=done)
 

@@ -1,4 +1,4 @@
-"""Relative paths of a recipe: found beside the file that wrote them, or reported."""
+"""Paths of a recipe: files are found beside the recipe that names them, or reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,21 @@ def resolve_paths(document: Document) -> list[FieldProblem]:
             problems.append(FieldProblem(path, f"no such file: {value}", _near(value, folders)))
         elif found is not None and (local or endings == DATA_ENDINGS):
             parent[key] = str(found)
-    return problems
+    return problems + _file_in_the_way(document)
+
+
+def _file_in_the_way(document: Document) -> list[FieldProblem]:
+    """What stands where training.output_dir should be made, relative to where one stands."""
+    training = document.data.get("training")
+    value = training.get("output_dir") if isinstance(training, dict) else None
+    if not isinstance(value, str) or not value:
+        return []
+    folder = Path(value)
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            message = f"no folder can be made at {value}: {path} is a file"
+            return [FieldProblem(("training", "output_dir"), message, "choose another folder")]
+    return []
 
 
 def _all_paths(data: dict[str, Any]) -> Iterator[tuple[Any, Any, KeyPath, tuple[str, ...]]]:

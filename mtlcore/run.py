@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mtlcore import seeds
 from mtlcore.data.splits import SPLITS
 from mtlcore.data.tasks import Task, load_tasks
+from mtlcore.distributed import is_main, on_cpu_processes
 from mtlcore.errors import UserError, did_you_mean
 from mtlcore.evaluation.predictions import Prediction, predict, write_predictions
 from mtlcore.evaluation.scores import Scores, TaskScore
@@ -61,6 +62,7 @@ class Run:
             mixed_precision="bf16" if recipe.training.bf16 else "no",
             log_with=list(recipe.training.report_to) or None,
             project_dir=str(folder),
+            cpu=on_cpu_processes(),
         )
         self.device = self.accelerator.device
         self.tokenizer = load_tokenizer(recipe)
@@ -185,7 +187,7 @@ class Run:
             answers[task.name] = predictions
             scores[task.name] = self._score(task, predictions, outputs)
         found = Scores(split, scores)
-        if save_as is not None:
+        if save_as is not None and is_main():
             self._keep(self.folder / "predictions" / save_as, found, answers)
         return found
 

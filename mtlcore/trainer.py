@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from mtlcore import checkpoint
 from mtlcore.data.batches import Batch, collate, deal, plan_rows
-from mtlcore.distributed import rank, world_size
+from mtlcore.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from mtlcore.errors import MtlcoreError, UserError
 from mtlcore.gradients import Direction, Gradients
 from mtlcore.losses import Outputs
@@ -92,7 +92,7 @@ class Trainer:
         run, gradients = self.run, self.gradients
         started = time.perf_counter()
         batches = self.next_batches()  # micro-batches of rows of several tasks, sorted by task
-        gradients.start([sum(counts) for counts in zip(*(b.counts for b in batches), strict=True)])
+        gradients.start(torch.tensor([batch.counts for batch in batches]).sum(0).tolist())
         weights: Tensor | Direction | None = None  # [T'] or [S, T'], T' tasks in this step
         for batch in batches:
             outputs = self.forward(batch)  # token-loss sums [T]
@@ -226,19 +226,21 @@ class Trainer:
             for task, weight in zip(gradients.present, flat.tolist(), strict=True):
                 self.last_weights[task] = weight  # an absent task keeps its last one
         penalties, self.penalties = self.penalties, {}
-        rows = [0] * len(names)
+        rows = torch.zeros(len(names), dtype=torch.long)
         for batch in batches:
             for task, start, stop in batch.rows:
                 rows[task] += stop - start
-        tokens = [sum(column) for column in zip(*(b.tokens for b in batches), strict=True)]
+        tokens = torch.tensor([batch.tokens for batch in batches]).sum(0)
+        all_reduce_sum(rows)
+        all_reduce_sum(tokens)
         return StepRecord(
             step=self.run.step,
             losses={names[task]: loss for task, loss in gradients.raw_losses().items()},
             weights=dict(zip(names, self.last_weights, strict=True)),
             learning_rate=rate,
             grad_norms=norms,
-            rows=dict(zip(names, rows, strict=True)),
-            tokens=dict(zip(names, tokens, strict=True)),
+            rows=dict(zip(names, rows.tolist(), strict=True)),
+            tokens=dict(zip(names, tokens.tolist(), strict=True)),
             seconds=seconds,
             penalties=penalties,
             peak_memory_mb=peak_memory_mb(self.run.device),
@@ -249,9 +251,10 @@ class Trainer:
     def train(self) -> None:
         """Train from `run.step` to the end: evaluations, checkpoints, early stopping."""
         run, recipe = self.run, self.recipe
-        run.folder.mkdir(parents=True, exist_ok=True)
-        write_recipe(run.recipe, run.folder / RECIPE)
-        write_json(run.folder / "environment.json", run.environment())
+        if is_main():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_recipe(run.recipe, run.folder / RECIPE)
+            write_json(run.folder / "environment.json", run.environment())
         if recipe.report_to:
             run.accelerator.init_trackers(recipe.run_name or run.folder.name)
         run.plugins.hook.mtlcore_run_start(run=run)
@@ -279,17 +282,18 @@ class Trainer:
         run.plugins.hook.mtlcore_stage_end(run=run, stage=STAGE)
         run.plugins.hook.mtlcore_run_end(run=run)
         sections = [s for some in run.plugins.hook.mtlcore_report(run=run) for s in some or ()]
-        write_json(
-            run.folder / "result.json",
-            {
-                "step": run.step,
-                "best_step": self.best_step,
-                "best_value": self.best_value,
-                "notes": run.notes,
-                "sections": [asdict(section) for section in sections],
-            },
-        )
+        if is_main():
+            write_json(run.folder / "result.json", self._result(sections))
         run.accelerator.end_training()
+
+    def _result(self, sections: list[Any]) -> dict[str, Any]:
+        return {
+            "step": self.run.step,
+            "best_step": self.best_step,
+            "best_value": self.best_value,
+            "notes": self.run.notes,
+            "sections": [asdict(section) for section in sections],
+        }
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.run.step % every == 0
@@ -336,12 +340,15 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step and prune old ones."""
-        checkpoint.save(self)
-        checkpoint.prune(self.run.folder, self.recipe.save_total_limit, self.best_step)
+        if is_main():
+            checkpoint.save(self)
+            checkpoint.prune(self.run.folder, self.recipe.save_total_limit, self.best_step)
+        barrier()
 
     def _log(self, values: dict[str, Any]) -> None:
-        with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        if is_main():
+            with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
         if self.recipe.report_to:
             numbers = {k: v for k, v in _one_level(values).items() if isinstance(v, int | float)}
             self.run.accelerator.log(numbers, step=values["step"])

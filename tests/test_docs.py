@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import io
 import itertools
+import os
 import re
 import shlex
 import sys
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -77,25 +79,40 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 # -- code runs ---------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder that one stands in and can import from; one thread, as models are tiny."""
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("MTLCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(block.page == page and block.runs for block in BLOCKS)],
     ids=page_name,
 )
 def test_the_blocks_of_a_page_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MTLCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
     # A module of its own, so that type hints of its classes can be looked up.
     module = type(sys)(f"page_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     output: str | None = None
     for block in blocks_of(page):
         if block.is_file:
-            file = tmp_path / block.argument
+            file = folder / block.argument
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.body, encoding="utf-8")
         if block.runs:
@@ -119,13 +136,15 @@ def run(block: Block, names: dict[str, Any]) -> str:
 
 
 def run_command(block: Block, command: str, printed: io.StringIO) -> None:
-    program, *arguments = shlex.split(command, comments=True) or [""]
-    if not program:
+    words = shlex.split(command, comments=True)
+    if not words:
         return
-    assert program == "mtlcore", f"{block}: {command!r} cannot be run here: mark it no-run"
+    assert "mtlcore" in words, f"{block}: {command!r} cannot be run here: mark it no-run"
+    start = words.index("mtlcore")
+    variables = dict(word.split("=", 1) for word in words[:start])  # A=b mtlcore ...
     wanted = re.search(r"# exit code (\d+)", command)
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
+    with patch.dict(os.environ, variables), pytest.raises(SystemExit) as ended:
+        main(words[start + 1 :])
     expected = int(wanted[1]) if wanted else 0
     assert (ended.value.code or 0) == expected, f"{block}: {command}\n{printed.getvalue()}"
 

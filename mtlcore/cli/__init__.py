@@ -11,7 +11,7 @@ import typer
 
 from mtlcore.cli import demo, env, evaluate, export, generate, ops, schema, train
 from mtlcore.cli.console import print_error
-from mtlcore.errors import MtlcoreError
+from mtlcore.errors import MtlcoreError, UserError
 
 VERBS = {  # in the order of --help; `plugins` has verbs of its own and is mounted when used
     "demo": demo.demo,
@@ -38,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print_error(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if debug or not error.filename:
+            raise
+        print_error(UserError(error.strerror or str(error), where=str(error.filename)))
+        sys.exit(UserError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import AbstractContextManager, redirect_stdout
+from typing import TextIO
 
 import typer
 
@@ -26,6 +29,11 @@ def print_error(error: MtlcoreError) -> None:
 def warn(text: str) -> None:
     """One line on stderr."""
     typer.secho(f"warning: {text}", fg="yellow", err=True, color=_color())
+
+
+def only_results_on_stdout() -> AbstractContextManager[TextIO]:
+    """While it lasts, what notes, libraries and plugins print goes to stderr."""
+    return redirect_stdout(sys.stderr)
 
 
 def _print_problem(problem: Problem) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from mtlcore.cli.console import only_results_on_stdout
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
@@ -24,7 +26,8 @@ def evaluate(
 
     from mtlcore.api import load
 
-    scores = load(run).evaluate(split, tasks=task or None, save_as=split)
+    with only_results_on_stdout():
+        scores = load(run).evaluate(split, tasks=task or None, save_as=split)
     if as_json:
         typer.echo(json.dumps(scores.to_json(), indent=2))
         return

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mtlcore.cli.console import only_results_on_stdout
+
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
@@ -28,15 +30,16 @@ def export(
 
     from mtlcore.api import load
 
-    loaded = load(run)
-    if merged:
-        written = [loaded.export(out or run / "merged" / (task or ""), task=task, merged=True)]
-    elif shared:
-        written = [loaded.export(out or run / "shared", shared=True)]
-    elif task:
-        written = [loaded.export(out or run / "adapters" / task, task=task)]
-    else:
-        folder = out or run / "adapters"
-        written = [loaded.export(folder / name, task=name) for name in loaded.recipe.tasks]
+    with only_results_on_stdout():
+        loaded = load(run)
+        if merged:
+            written = [loaded.export(out or run / "merged" / (task or ""), task=task, merged=True)]
+        elif shared:
+            written = [loaded.export(out or run / "shared", shared=True)]
+        elif task:
+            written = [loaded.export(out or run / "adapters" / task, task=task)]
+        else:
+            folder = out or run / "adapters"
+            written = [loaded.export(folder / name, task=name) for name in loaded.recipe.tasks]
     for path in written:
         typer.echo(path)

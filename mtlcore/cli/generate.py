@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from mtlcore.cli.console import only_results_on_stdout
+
 
 def generate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
@@ -39,7 +41,8 @@ def generate(
 
     from mtlcore.api import load
 
-    outputs = load(run).generate(prompts, names)
+    with only_results_on_stdout():
+        outputs = load(run).generate(prompts, names)
     for prompt, name, output in zip(prompts, names, outputs, strict=True):
         if as_json:
             row = {"task": name, "prompt": prompt, "output": output}

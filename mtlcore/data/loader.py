@@ -13,7 +13,7 @@ from mtlcore.data.holdout import hold_out
 from mtlcore.data.lengths import fit, needed_length
 from mtlcore.data.sources import Rows, load_rows
 from mtlcore.data.splits import SPLITS, Counts, Split
-from mtlcore.errors import MtlcoreError, UserError, did_you_mean
+from mtlcore.errors import MtlcoreError, UserError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,13 +106,15 @@ class TaskLoader:
             if column in found:
                 continue
             holds = self.format.columns.get(name, "")
+            near = nearest(column, found)
+            meant = f"did you mean {near!r}? If so, " if near else ""
             what = f"{self.format.name} needs {name!r}" + (f" ({holds})" if holds else "")
             raise UserError(
                 f"task {self.name!r}: {rows.path} has no column {column!r}; {what}; "
                 f"columns found: {', '.join(found)}",
                 where=f"{self.where}.columns" if name in names else where,
-                fix=f"{did_you_mean(column, found)} Write {self.where}.columns: "
-                f"{{{name}: <column of the file>}}",
+                fix=f"{meant}write {self.where}.columns: "
+                f"{{{name}: {near or '<column of the file>'}}}",
             )
 
     def _held_out(self, train: Rows, shares: Mapping[str, float]) -> dict[str, _Part]:
@@ -204,8 +206,9 @@ class TaskLoader:
             try:
                 example = self._example(part.source, number)
             except RowError as error:
-                counts.add_bad(f"{place(number)}: {error}")
-                shown.append(f"{place(number)}: {error}")
+                reason = f"{place(number)}: {self._with_columns_of_the_file(str(error))}"
+                counts.add_bad(reason)
+                shown.append(reason)
                 if self.recipe.on_bad_row == "error" and len(shown) == SHOWN_BAD_ROWS:
                     raise self._bad_rows(shown, where, more=True) from None
                 continue
@@ -230,6 +233,13 @@ class TaskLoader:
                 f"format {self.format.name!r} failed on {rows.line(number)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def _with_columns_of_the_file(self, reason: str) -> str:
+        """A format knows a column by its own name; the reader of the message has the file's."""
+        for name, column in self.recipe.columns.items():
+            if name != column:
+                reason = reason.replace(f"column {name!r}", f"column {column!r} (the {name})")
+        return reason
 
     def _fitted(
         self, example: Example, counts: Counts, where: str, place: Callable[[int], str]
@@ -268,15 +278,16 @@ class TaskLoader:
     def _nothing_usable(
         self, where: str, path: str, counts: Counts, bad: Iterable[str]
     ) -> UserError:
-        why = [
-            f"{counts.dropped_overlong} are longer than training.max_length ({self.max_length})"
-            if counts.dropped_overlong
-            else "",
-            f"{counts.skipped} are bad, the first: {next(iter(bad), '')}" if counts.skipped else "",
-        ]
-        reasons = "; ".join(reason for reason in why if reason) or "it is empty"
+        why, fixes = [], []
+        if counts.dropped_overlong:
+            limit = f"training.max_length ({self.max_length})"
+            why.append(f"{counts.dropped_overlong} are longer than {limit}")
+            fixes.append("raise training.max_length")
+        if counts.skipped:
+            why.append(f"{counts.skipped} are bad, the first: {next(iter(bad), '')}")
+            fixes.append("mend the bad rows")
         return UserError(
-            f"task {self.name!r}: {path} has no usable row: {reasons}",
+            f"task {self.name!r}: {path} has no usable row: {'; '.join(why) or 'it is empty'}",
             where=where,
-            fix="give the task rows that can be used",
+            fix="; ".join(fixes) or "name a file that has rows",
         )

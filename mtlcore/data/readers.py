@@ -54,7 +54,7 @@ def read_json_lines(data: bytes) -> Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode())
+            row = json.loads(line.decode().rstrip("\r\n"))
         except UnicodeDecodeError as error:
             table.bad.append((number, _not_utf8(error)))
         except json.JSONDecodeError as error:

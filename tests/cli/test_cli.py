@@ -1,86 +1,51 @@
+"""Help, versions, start-up, exit codes, errors, global flags, the verbs of plugins."""
+
 from __future__ import annotations
 
-import io
-import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mtlcore import plugin_sources
-from mtlcore.cli import VERBS, main, take_global_flags
-from mtlcore.cli.train import complete_bare_resume
-from mtlcore.errors import MtlcoreError, UserError
+from mtlcore.cli import VERBS, keep_progress_bars_out_of_logs, main, take_global_flags
+from mtlcore.errors import UserError
+from mtlcore.plugin_sources import version_of
+from tests.command_line import CommandLine
+from tests.recipes import write_tiny_recipe
 
 HEAVY = ("torch", "transformers", "datasets", "pydantic")
+CLUMSY = '''
+from mtlcore.components import Component, Format
+from mtlcore.hookspecs import hookimpl
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("MTLCORE_NO_PLUGINS", "MTLCORE_LOAD_PLUGINS", "MTLCORE_DISABLE_PLUGINS"):
-        monkeypatch.setenv(variable, "x")  # so that it is restored even when it was not set
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("COLUMNS", "120")
+class Clumsy(Format):
+    """Divide by zero."""
+
+    name = "clumsy"
+    columns = {}
+
+    def example(self, row, *, task, index, tokenizer):
+        return 1 / 0
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command line; gives exit code, stdout and stderr."""
+class Impatient(Component):
+    """Press Ctrl-C after the first step."""
 
-    def run(*args: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(args)
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
+    kind, name = "auditing", "impatient"
 
-    return run
+    @hookimpl
+    def mtlcore_step_end(self, run, record):
+        raise KeyboardInterrupt
+'''
 
 
-class FakeRun:
-    """Stands in for mtlcore.run.Run and keeps what it was asked for."""
-
-    folder = Path("runs/fake")
-    recipe = types.SimpleNamespace(tasks={"a": None, "b": None})
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-
-    def evaluate(self, split: str, tasks: Any = None, *, save_as: str) -> Any:
-        assert save_as == split
-        self.calls.append((split, tasks))
-        return types.SimpleNamespace(to_json=lambda: {"overall": 1.0}, table=lambda: "the table")
-
-    def generate(self, prompts: list[str], tasks: Any) -> list[str]:
-        self.calls.append((prompts, tasks))
-        return [prompt.upper() for prompt in prompts]
-
-    def export(self, folder: Path, **what: Any) -> Path:
-        self.calls.append((str(folder), what))
-        return folder
+# -- help, versions, start-up ------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
-    """Replace mtlcore.api, which imports torch."""
-    fake = FakeRun()
-
-    def train(recipe: str, overrides: Any, *, resume: Any) -> FakeRun:
-        fake.calls.append((recipe, overrides, resume))
-        return fake
-
-    api = types.SimpleNamespace(train=train, load=lambda folder: fake)
-    monkeypatch.setitem(sys.modules, "mtlcore.api", api)  # type: ignore[arg-type]
-    return fake
-
-
-# -- help, versions, exit codes ----------------------------------------------------------------
-
-
-def test_help_lists_every_verb(cli: Any) -> None:
+def test_help_lists_every_verb(cli: CommandLine) -> None:
     code, out, err = cli("--help")
     assert code == 0
     assert err == ""
@@ -89,36 +54,33 @@ def test_help_lists_every_verb(cli: Any) -> None:
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
-def test_every_verb_has_help(verb: str, cli: Any) -> None:
+def test_every_verb_has_help(verb: str, cli: CommandLine) -> None:
     code, out, _ = cli(verb, "--help")
     assert code == 0
     assert f"mtlcore {verb}" in out
 
 
-def test_help_imports_nothing_heavy() -> None:
+def modules_after(*args: str) -> str:
+    """Which heavy modules a fresh process has imported after a command."""
     code = (
         "import sys\nfrom mtlcore.cli import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"try: main({list(args)})\nexcept SystemExit: pass\n"
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
+    return done.stderr.strip()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert modules_after("--help") == "[]"
 
 
 def test_schema_imports_no_torch() -> None:
-    code = (
-        "import sys\nfrom mtlcore.cli import main\n"
-        "try: main(['schema'])\nexcept SystemExit: pass\n"
-        f"print([name for name in {HEAVY[:3]} if name in sys.modules], file=sys.stderr)"
-    )
-    for _ in range(2):  # the first may fill the cache of components, which takes torch
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-    assert done.stderr.strip() == "[]"
+    modules_after("schema")  # may fill the cache of components, which takes torch
+    assert modules_after("schema") == "['pydantic']"
 
 
-def test_version(cli: Any) -> None:
+def test_version(cli: CommandLine) -> None:
     from mtlcore import __version__
 
     assert cli("--version") == (0, f"mtlcore {__version__}\n", "")
@@ -129,54 +91,56 @@ def test_no_arguments_print_help() -> None:
     assert "Commands" in done.stdout + done.stderr
 
 
-def test_an_unknown_verb_exits_with_2_and_names_the_nearest(cli: Any) -> None:
+# -- exit codes and errors ---------------------------------------------------------------------
+
+
+def test_an_unknown_verb_exits_with_2_and_names_the_nearest(cli: CommandLine) -> None:
     code, _, err = cli("trainn")
     assert code == 2
     assert "'train'" in err
 
 
-def test_an_unknown_flag_exits_with_2(cli: Any) -> None:
+def test_an_unknown_flag_exits_with_2(cli: CommandLine) -> None:
     assert cli("train", "x.yaml", "--nonsense")[0] == 2
 
 
-# -- errors ------------------------------------------------------------------------------------
+def test_user_errors_have_no_traceback_and_exit_with_2(cli: CommandLine) -> None:
+    assert cli("evaluate", "runs/x") == (
+        2,
+        "",
+        "error: runs/x holds no run\n  fix: give the folder of a run, e.g. runs/demo\n",
+    )
 
 
-def test_user_errors_have_no_traceback_and_exit_with_2(
-    cli: Any, run: FakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(folder: Path) -> None:
-        raise UserError("it is broken", where="runs/x", fix="mend it")
-
-    monkeypatch.setattr(sys.modules["mtlcore.api"], "load", load)
-    code, out, err = cli("evaluate", "runs/x")
-    assert (code, out) == (2, "")
-    assert err == "error: runs/x: it is broken\n  fix: mend it\n"
-
-
-def test_debug_shows_the_traceback(run: FakeRun) -> None:
+def test_debug_shows_the_traceback() -> None:
     with pytest.raises(UserError):
-        main(["evaluate", "runs/x", "--split", "tset", "--debug"])
+        main(["evaluate", "runs/x", "--debug"])
 
 
-def test_other_errors_of_ours_exit_with_1(
-    cli: Any, run: FakeRun, monkeypatch: pytest.MonkeyPatch
+def test_a_path_that_cannot_be_written_is_an_error_without_a_traceback(
+    cli: CommandLine, run: Path, tmp_path: Path
 ) -> None:
-    def load(folder: Path) -> None:
-        raise MtlcoreError("the disk is full")
+    file = tmp_path / "file"
+    file.write_text("mine")
+    refused = (2, "", f"error: {file}: File exists\n")
+    assert cli("export", run, "--task", "spelling", "--out", file) == refused
+    assert file.read_text() == "mine"
 
-    monkeypatch.setattr(sys.modules["mtlcore.api"], "load", load)
-    assert cli("evaluate", "runs/x") == (1, "", "error: the disk is full\n")
 
-
-def test_an_interrupt_exits_with_130(
-    cli: Any, run: FakeRun, monkeypatch: pytest.MonkeyPatch
+def test_faults_of_a_plugin_exit_with_1_and_an_interrupt_with_130(
+    cli: CommandLine, tiny_model: Path, tmp_path: Path
 ) -> None:
-    def load(folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys.modules["mtlcore.api"], "load", load)
-    assert cli("evaluate", "runs/x")[0] == 130
+    (tmp_path / "clumsy.py").write_text(CLUMSY)
+    recipe = write_tiny_recipe(tmp_path, tiny_model, plugins="{load: [clumsy.py]}")
+    code, _, err = cli("train", recipe, "tasks.spelling.format=clumsy", "tasks.spelling.columns={}")
+    place = tmp_path / "spelling.train.jsonl"
+    assert err == (
+        f"error: format 'clumsy' failed on {place}:1: ZeroDivisionError: division by zero\n"
+    )
+    assert code == 1
+    code, _, err = cli("train", recipe, "auditing=[impatient]")
+    assert code == 130
+    assert "Traceback" not in err
 
 
 def test_a_newcomer_is_told_all_ten_faults_at_once(tmp_path: Path) -> None:
@@ -213,142 +177,10 @@ def test_a_newcomer_is_told_all_ten_faults_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-# -- verbs -------------------------------------------------------------------------------------
+# -- global flags ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("args", "resume"),
-    [
-        ([], False),
-        (["--resume"], True),
-        (["--resume", "auto"], True),
-        (["--resume", "runs/x"], "runs/x"),
-        (["--resume=runs/x"], "runs/x"),
-    ],
-)
-def test_train_passes_overrides_and_resume(
-    args: list[str],
-    resume: Any,
-    cli: Any,
-    run: FakeRun,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("r.yaml").write_text("model: tiny\ntasks: {a: {train: imdb, format: text}}\n")
-    code, out, _ = cli("train", "r.yaml", "training.seed=1", "lora.r=2", *args)
-    assert code == 0
-    assert run.calls == [("r.yaml", ("training.seed=1", "lora.r=2"), resume)]
-    assert "runs/fake" in out
-
-
-def test_bare_resume_may_stand_anywhere() -> None:
-    for rest in (["r.yaml"], ["r.yml"], ["a=1"], ["--debug"], []):
-        assert complete_bare_resume(["train", "--resume", *rest]) == [
-            "train",
-            "--resume",
-            "auto",
-            *rest,
-        ]
-
-
-def test_evaluate_prints_a_table_or_json(cli: Any, run: FakeRun) -> None:
-    assert cli("evaluate", "runs/x")[:2] == (0, "the table\n")
-    code, out, _ = cli("evaluate", "runs/x", "--split", "eval", "--task", "a", "--json")
-    assert code == 0
-    assert json.loads(out) == {"overall": 1.0}
-    assert run.calls == [("test", None), ("eval", ["a"])]
-    code, _, err = cli("evaluate", "runs/x", "--split", "tset")
-    assert code == 2
-    assert "did you mean 'test'?" in err
-
-
-def test_generate_takes_prompts_and_tasks(cli: Any, run: FakeRun) -> None:
-    assert cli("generate", "runs/x", "one", "two")[1] == "ONE\nTWO\n"
-    cli("generate", "runs/x", "--task", "a", "one", "two")
-    cli("generate", "runs/x", "--task", "a", "--task", "b", "one", "two")
-    prompts = ["one", "two"]
-    assert run.calls == [
-        (prompts, [None, None]),
-        (prompts, ["a", "a"]),
-        (prompts, ["a", "b"]),
-    ]
-    code, _, err = cli("generate", "runs/x", "--task", "a", "--task", "b", "one")
-    assert code == 2
-    assert "1 prompts, but --task is given 2 times" in err
-
-
-def test_generate_reads_prompts_from_stdin(
-    cli: Any, run: FakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\ntwo\n"))
-    out = cli("generate", "runs/x", "--task", "a", "--json")[1]
-    assert [json.loads(line) for line in out.splitlines()] == [
-        {"task": "a", "prompt": "one", "output": "ONE"},
-        {"task": "a", "prompt": "two", "output": "TWO"},
-    ]
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    assert cli("generate", "runs/x")[0] == 2
-
-
-@pytest.mark.parametrize(
-    ("args", "calls"),
-    [
-        ([], [("runs/x/adapters/a", {"task": "a"}), ("runs/x/adapters/b", {"task": "b"})]),
-        (["--task", "a"], [("runs/x/adapters/a", {"task": "a"})]),
-        (["--task", "a", "--out", "y"], [("y", {"task": "a"})]),
-        (["--shared"], [("runs/x/shared", {"shared": True})]),
-        (["--merged"], [("runs/x/merged", {"task": None, "merged": True})]),
-        (["--merged", "--task", "a"], [("runs/x/merged/a", {"task": "a", "merged": True})]),
-    ],
-)
-def test_export_chooses_what_and_where(
-    args: list[str], calls: list[Any], cli: Any, run: FakeRun
-) -> None:
-    code, out, _ = cli("export", "runs/x", *args)
-    assert code == 0
-    assert run.calls == calls
-    assert out.split() == [folder for folder, _ in calls]
-
-
-def test_export_refuses_contradictions(cli: Any, run: FakeRun) -> None:
-    assert cli("export", "runs/x", "--shared", "--merged")[0] == 2
-    assert cli("export", "runs/x", "--shared", "--task", "a")[0] == 2
-    assert run.calls == []
-
-
-def test_demo_passes_its_arguments(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
-    fake = types.SimpleNamespace(run_demo=lambda *args: calls.append(args))
-    monkeypatch.setitem(sys.modules, "mtlcore.demo.run", fake)  # type: ignore[arg-type]
-    assert cli("demo", "--tiny", "training.seed=1", "--out", "x")[0] == 0
-    assert calls == [(True, ("training.seed=1",), Path("x"))]
-
-
-def test_schema_prints_json(cli: Any) -> None:
-    code, out, _ = cli("schema")
-    assert code == 0
-    assert "tasks" in json.loads(out)["properties"]
-    assert json.loads(cli("schema", "--field", "lora.r")[1])["default"] == 16
-    code, _, err = cli("schema", "--field", "lora.rr")
-    assert code == 2
-    assert "'r'" in err
-
-
-def test_env_and_ops_print_facts(cli: Any) -> None:
-    facts = json.loads(cli("env", "--json")[1])
-    assert facts["versions"]["torch"]
-    assert facts["cores"] > 0
-    assert "torch threads" in cli("env")[1]
-    cells = json.loads(cli("ops", "--json")[1])
-    assert {"gramian"} <= {cell["op"] for cell in cells}
-    assert "gramian" in cli("ops")[1]
-
-
-# -- plugins -----------------------------------------------------------------------------------
-
-
-def test_plugin_flags_are_taken_anywhere_and_become_variables() -> None:
+def test_plugin_flags_are_taken_anywhere_and_become_variables(cli: CommandLine) -> None:
     flags = ["--debug", "--no-plugins", "--disable-plugin", "a", "--disable-plugin=b"]
     args, debug = take_global_flags(["train", *flags, "r.yaml", "--", "--debug"])
     assert (args, debug) == (["train", "r.yaml", "--", "--debug"], True)
@@ -356,58 +188,103 @@ def test_plugin_flags_are_taken_anywhere_and_become_variables() -> None:
     assert os.environ["MTLCORE_DISABLE_PLUGINS"] == "a,b"
 
 
-def test_the_verbs_of_plugins_are_mounted(cli: Any) -> None:
-    assert cli("plugins", "list")[0] == 0
+def test_a_component_of_a_disabled_plugin_is_refused_and_the_flag_is_named(
+    cli: CommandLine, tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    code, out, err = cli("--disable-plugin", "weighting/pcgrad", "train", recipe)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: weighting: weighting 'pcgrad' is not known: its plugin is disabled by "
+        "MTLCORE_DISABLE_PLUGINS (--disable-plugin)\n"
+        "  fix: enable it there; plugins not loaded: 'weighting/pcgrad' of mtlcore "
+        f"{version_of('mtlcore')}\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disabled_plugin_is_missing_from_the_cached_list(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTLCORE_CACHE", str(tmp_path))
+    assert "pcgrad" in cli("plugins", "list")[1]
+    for _ in range(2):  # made, then read from the cache
+        code, out, _ = cli("plugins", "list", "--disable-plugin", "weighting/pcgrad")
+        monkeypatch.delenv("MTLCORE_DISABLE_PLUGINS")
+        assert code == 0
+        assert "pcgrad" not in out
+    assert "pcgrad" in cli("plugins", "list")[1]
+
+
+def test_progress_bars_are_off_where_stderr_is_no_terminal(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    keep_progress_bars_out_of_logs()
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    keep_progress_bars_out_of_logs()
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"
+
+
+# -- the verbs of plugins ----------------------------------------------------------------------
 
 
 @pytest.fixture
-def third_party(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A plugin with a verb, and a broken one; gives the names of those that were loaded."""
-    loaded: list[str] = []
-
-    def mtlcore_commands(cli: Any) -> None:
-        cli.command("hello", help="Say hello.")(lambda: print("hello from the plugin"))
-
-    def good() -> Any:
-        loaded.append("good")
-        return types.SimpleNamespace(mtlcore_commands=mtlcore_commands)
-
-    def broken() -> Any:
-        loaded.append("broken")
-        raise ImportError("no module\nfoo")
-
-    plugins = [
-        plugin_sources.Plugin(load.__name__, f"mtlcore-{load.__name__}", "1.0", "installed", load)
-        for load in (good, broken)
-    ]
-    monkeypatch.setattr(plugin_sources, "installed", lambda: iter(plugins))
-    return loaded
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two installed distributions: a plugin with a verb, and one that cannot be imported."""
+    modules = {
+        "good_verbs": "def mtlcore_commands(cli):\n"
+        "    cli.command('hello', help='Say hello.')(lambda: print('hello from the plugin'))\n",
+        "broken_verbs": "raise ImportError('no module\\nfoo')\n",
+    }
+    for name, text in modules.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        info = tmp_path / f"mtlcore_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: mtlcore-{name.replace('_', '-')}\nVersion: 1.0\n"
+        )
+        short = name.removesuffix("_verbs")
+        (info / "entry_points.txt").write_text(f"[mtlcore]\n{short} = {name}\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_plugins_add_verbs_and_a_broken_one_is_one_line(cli: Any, third_party: list[str]) -> None:
+def test_plugins_add_verbs_and_a_broken_one_is_one_line(
+    cli: CommandLine, third_party: None
+) -> None:
     code, out, err = cli("--help")
     assert code == 0
     assert "Say hello." in out
     assert err == (
-        "warning: plugin 'broken' of mtlcore-broken 1.0 adds no verbs: ImportError: no module foo\n"
+        "warning: plugin 'broken' of mtlcore-broken-verbs 1.0 adds no verbs: "
+        "ImportError: no module foo\n"
     )
     assert cli("hello")[:2] == (0, "hello from the plugin\n")
 
 
-def test_our_own_verbs_load_no_plugin(cli: Any, run: FakeRun, third_party: list[str]) -> None:
-    assert cli("evaluate", "runs/x")[0] == 0
-    assert cli("--version")[0] == 0
-    assert third_party == []
+def test_our_own_verbs_import_no_plugin(cli: CommandLine, third_party: None) -> None:
+    for args in (["--version"], ["ops"], ["env"], ["train", "--help"]):
+        assert cli(*args)[0] == 0
+    assert "good_verbs" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MTLCORE_DISABLE_PLUGINS", "good"),
+        ("MTLCORE_LOAD_PLUGINS", ""),
+        ("MTLCORE_NO_PLUGINS", "1"),
+    ],
+)
 def test_blocked_plugins_add_no_verbs(
-    cli: Any, third_party: list[str], monkeypatch: pytest.MonkeyPatch
+    variable: str,
+    value: str,
+    cli: CommandLine,
+    third_party: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert cli("hello", "--disable-plugin", "good")[0] == 2
-    assert third_party == ["broken"]
-    monkeypatch.delenv("MTLCORE_DISABLE_PLUGINS")
-    monkeypatch.setenv("MTLCORE_LOAD_PLUGINS", "")
+    monkeypatch.setenv(variable, value)
     assert cli("hello")[0] == 2
-    monkeypatch.delenv("MTLCORE_LOAD_PLUGINS")
-    assert cli("--no-plugins", "hello")[0] == 2
-    assert third_party == ["broken"]
+    assert "good_verbs" not in sys.modules

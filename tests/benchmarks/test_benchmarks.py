@@ -1,0 +1,99 @@
+"""Each benchmark in its smallest form: its check is green, and its last line has the common form."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks import harness, startup, step, throughput
+
+# TorchJD's autojac runs attention under vmap, for which torch has no batching rule.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+
+
+def last_line(capsys: pytest.CaptureFixture[str], name: str) -> dict[str, Any]:
+    """The record that a benchmark printed, alone on its standard output."""
+    (line,) = capsys.readouterr().out.splitlines()
+    record: dict[str, Any] = json.loads(line)
+    assert record["benchmark"] == name
+    assert {"device", "commit", "versions", "load", "results"} < record.keys()
+    keys = ["case", "metric", "value", "unit", "p20", "p80", "target", "met"]
+    for one in record["results"]:
+        assert list(one) == keys
+        assert one["p20"] <= one["value"] <= one["p80"]
+        assert (one["met"] is None) == (one["target"] is None)
+    return record
+
+
+def metrics(record: dict[str, Any], case: str) -> dict[str, Any]:
+    return {one["metric"]: one for one in record["results"] if one["case"] == case}
+
+
+def test_step(capsys: pytest.CaptureFixture[str]) -> None:
+    step.run(["--json", "--tiny", "--rounds", "1", "--tasks", "3"])
+    record = last_line(capsys, "step")
+    assert {one["case"] for one in record["results"]} == {"T=3 8x16", "T=3 1x16"}
+    for case in ("T=3 8x16", "T=3 1x16"):
+        found = metrics(record, case)
+        names = {
+            "plain_peft",
+            "plain_ours",
+            "one_pass_pcgrad",
+            "separate_passes",
+            "multi_pass",
+            "torchjd_autojac",
+        }
+        assert found.keys() == names | {f"{name} / plain" for name in names}
+        plain = min(found["plain_peft"]["value"], found["plain_ours"]["value"])
+        one_pass = found["one_pass_pcgrad"]["value"]
+        assert found["one_pass_pcgrad / plain"]["value"] == pytest.approx(one_pass / plain)
+        assert [name for name, one in found.items() if one["target"]] == ["one_pass_pcgrad / plain"]
+
+
+def test_slow_variants_take_fewer_rounds_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "SLOW_ROUNDS", 1)
+    case = step.Case(8, 8, step.TINY)
+    found = {one.metric: one.value for one in step.time_case(case, rounds=2)}
+    assert {name: value for name, value in found.items() if name.endswith("rounds")} == {
+        "multi_pass rounds": 1,
+        "torchjd_autojac rounds": 1,
+    }
+
+
+def test_a_wrong_gradient_is_seen(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    def wrong(self: step.Case, gradients: Any) -> None:
+        right(self, gradients)
+        self.our_factors[-1].grad[0] *= 1.01  # type: ignore[index]
+
+    right = step.Case.step_gradients
+    monkeypatch.setattr(step.Case, "step_gradients", wrong)
+    with pytest.raises(SystemExit):
+        step.run(["--tiny", "--tasks", "2"])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "separate_passes" in captured.err
+
+
+def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
+    throughput.run(["--json", "--tiny", "--rounds", "2", "--steps", "1"])
+    found = metrics(last_line(capsys, "throughput"), "demo, 16 rows a step")
+    for name in ("single", "everything", "hf_default", "hf_grouped"):
+        assert found[f"{name} rows"]["value"] > 0
+        assert found[f"{name} tokens"]["value"] > found[f"{name} rows"]["value"]
+    targets = {name: one["target"] for name, one in found.items() if one["target"]}
+    assert targets == {
+        "single / hf_default": 3.0,
+        "single / hf_grouped": 1.6,
+        "everything / hf_default": 2.5,
+    }
+    padding = [found[f"hf_{name} tokens with padding / without"] for name in ("default", "grouped")]
+    assert padding[0]["value"] > padding[1]["value"] >= 1
+
+
+def test_startup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "ROUNDS", 1)
+    harness.main("startup", startup.check, startup.measure, argv=["--json"])
+    found = last_line(capsys, "startup")["results"]
+    assert [one["case"] for one in found] == ["python -c pass", "mtlcore --help", "mtlcore schema"]

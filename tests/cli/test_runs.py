@@ -1,0 +1,155 @@
+"""`mtlcore evaluate`, `generate` and `export`, on a trained run."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import mtlcore
+from tests.command_line import CommandLine, contents
+
+TASKS = ["sentiment", "spelling", "definitions"]
+PROMPTS = ["Correct: helo\nCorrected:", "Define horse:"]
+
+
+# -- evaluate ----------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_a_table_and_keeps_predictions(cli: CommandLine, run: Path) -> None:
+    code, out, _ = cli("evaluate", run)
+    assert code == 0
+    for word in (*TASKS, "accuracy", "exact_match", "rouge_l"):
+        assert word in out
+    kept = run / "predictions" / "test"
+    assert len((kept / "spelling.jsonl").read_text().splitlines()) == 6
+    assert json.loads((kept / "scores.json").read_text())["step"] == 6
+
+
+def test_evaluate_scores_the_split_and_the_tasks_that_were_asked_for(
+    cli: CommandLine, run: Path
+) -> None:
+    chosen = ["--task", "spelling", "--task", "definitions"]
+    code, out, _ = cli("evaluate", run, "--split", "eval", *chosen, "--json")
+    assert code == 0
+    expected = mtlcore.load(run).evaluate("eval", tasks=["spelling", "definitions"])
+    assert json.loads(out) == json.loads(json.dumps(expected.to_json()))
+    assert [path.stem for path in sorted((run / "predictions" / "eval").glob("*.jsonl"))] == [
+        "definitions",
+        "spelling",
+    ]
+
+
+def test_evaluate_prints_nothing_but_json_when_a_task_has_no_test_split(
+    cli: CommandLine, run: Path
+) -> None:
+    recipe = run / "recipe.yaml"
+    lines = recipe.read_text().splitlines(keepends=True)
+    recipe.write_text("".join(line for line in lines if "spelling.test.jsonl" not in line))
+    code, out, err = cli("evaluate", run, "--task", "spelling", "--json")
+    assert code == 0
+    assert json.loads(out)["tasks"].keys() == {"spelling"}
+    assert "task 'spelling' has no test split: its eval split is scored" in err
+
+
+def test_an_unknown_split_is_refused_before_anything_is_loaded(cli: CommandLine) -> None:
+    code, _, err = cli("evaluate", "runs/x", "--split", "tset")
+    assert code == 2
+    assert "did you mean 'test'?" in err
+
+
+# -- generate ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks", [[], ["spelling"], ["spelling", "definitions"]])
+def test_generate_continues_prompts_of_no_task_one_or_several(
+    tasks: list[str], cli: CommandLine, tiny_run: Path
+) -> None:
+    chosen = [word for task in tasks for word in ("--task", task)]
+    code, out, _ = cli("generate", tiny_run, *chosen, *PROMPTS, "--json")
+    assert code == 0
+    names = tasks if len(tasks) == 2 else (tasks or [None]) * 2
+    outputs = mtlcore.load(tiny_run).generate(PROMPTS, names)
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"task": name, "prompt": prompt, "output": output}
+        for name, prompt, output in zip(names, PROMPTS, outputs, strict=True)
+    ]
+
+
+def test_generate_reads_prompts_from_stdin(
+    cli: CommandLine, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Define horse:\n\nDefine cow:\n"))
+    code, out, _ = cli("generate", tiny_run, "--task", "definitions")
+    assert code == 0
+    prompts = ["Define horse:", "Define cow:"]
+    outputs = mtlcore.load(tiny_run).generate(prompts, "definitions")
+    assert out == "".join(f"{output}\n" for output in outputs)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, _, err = cli("generate", tiny_run)
+    assert code == 2
+    assert err.startswith("error: there is no prompt\n  fix: ")
+
+
+def test_generate_wants_one_task_or_as_many_as_prompts(cli: CommandLine, tiny_run: Path) -> None:
+    code, _, err = cli("generate", tiny_run, "--task", "spelling", "--task", "definitions", "one")
+    assert code == 2
+    assert "1 prompts, but --task is given 2 times" in err
+
+
+# -- export ------------------------------------------------------------------------------------
+
+
+def rank(folder: Path) -> int:
+    """The rank in an adapter's config, which its tensors have, too."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    ranks = {len(tensor) for name, tensor in tensors.items() if "lora_A" in name}
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert ranks == {config["r"]}
+    return int(config["r"])
+
+
+def test_export_writes_the_adapters_of_all_tasks(cli: CommandLine, run: Path) -> None:
+    code, out, _ = cli("export", run)
+    assert code == 0
+    folders = [run / "adapters" / task for task in TASKS]
+    assert out.splitlines() == [str(folder) for folder in folders]
+    assert [rank(folder) for folder in folders] == [6, 6, 6]  # 4 shared and 2 of its own
+
+
+@pytest.mark.parametrize(
+    ("args", "place", "expected"),
+    [
+        (["--task", "spelling"], "adapters/spelling", 6),
+        (["--shared"], "shared", 4),
+        (["--merged"], "merged", None),
+        (["--merged", "--task", "spelling"], "merged/spelling", None),
+    ],
+)
+def test_export_chooses_what_and_where(
+    args: list[str], place: str, expected: int | None, cli: CommandLine, run: Path, tmp_path: Path
+) -> None:
+    before = contents(run)
+    out_folder = tmp_path / "out"
+    assert cli("export", run, *args, "--out", out_folder)[:2] == (0, f"{out_folder}\n")
+    assert contents(run) == before
+    assert cli("export", run, *args)[:2] == (0, f"{run / place}\n")
+    assert contents(run / place) == contents(out_folder)
+    if expected is None:
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= contents(out_folder).keys()
+    else:
+        assert rank(out_folder) == expected
+
+
+@pytest.mark.parametrize("flags", [["--shared", "--merged"], ["--shared", "--task", "spelling"]])
+def test_export_refuses_contradictions(
+    flags: list[str], cli: CommandLine, run: Path, tmp_path: Path
+) -> None:
+    code, out, err = cli("export", run, *flags, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert err == f"error: --shared and {flags[1]} exclude each other\n  fix: give one of them\n"
+    assert not (tmp_path / "out").exists()
