@@ -45,6 +45,7 @@ ROUNDS = 15
 SLOW = ("multi_pass", "torchjd_autojac")
 SLOW_ROUNDS = 5  # of SLOW at T = 8 with 8 rows per task, where one step takes 10 to 20 s
 TARGET = 1.08  # one_pass_pcgrad / plain
+MODES: tuple[Mode, Mode] = ("one_pass", "multi_pass")
 TOLERANCE = 1e-4  # fp32, relative per factor; measured: 1.2e-5 for TorchJD's, else 2e-6
 
 
@@ -81,8 +82,12 @@ class Case:
         self.name = f"T={tasks} {rows}x{size.length}"
         torch.manual_seed(0)
         backbone = LlamaForCausalLM(size.config())
-        lora = {"r": size.r, "lora_alpha": 2 * size.r, "target_modules": "all-linear"}
-        self.peft = get_peft_model(
+        lora: dict[str, Any] = {
+            "r": size.r,
+            "lora_alpha": 2 * size.r,
+            "target_modules": "all-linear",
+        }
+        self.peft: Any = get_peft_model(
             copy.deepcopy(backbone), LoraConfig(task_type="CAUSAL_LM", **lora)
         )
         recipe = LoraRecipe.model_validate(lora)
@@ -116,7 +121,7 @@ class Case:
         theirs: list[nn.Parameter] = []
         ours: list[nn.Parameter] = []
         for name, layer in self.ours.layers.items():
-            other: Any = self.peft.base_model.model.get_submodule(name)
+            other = self.peft.base_model.model.get_submodule(name)
             theirs += [other.lora_A["default"].weight, other.lora_B["default"].weight]
             ours += [layer.lora_A["shared"], layer.lora_B["shared"]]
             theirs[-1].normal_(std=0.1)
@@ -206,7 +211,7 @@ class Case:
 
         self.variants["one_pass_pcgrad"]()
         found, J, G = self.our_gradient(), self.one_pass.rows(), self.one_pass.gramian().numpy()
-        ours = self.split(J, self.our_factors)
+        ours = by_factor(J, self.our_factors)
         self.compare("the mean of J", [factor.mean(0) for factor in ours], plain)
         assert (G < 0).any(), f"{self.name}: no task conflicts with another, PCGrad has no work"
         for name in ("separate_passes", "multi_pass"):
@@ -216,14 +221,13 @@ class Case:
 
         torch.manual_seed(0)  # TorchJD draws its order from the global generator
         self.step_torchjd(retain_jac=True)
-        self.compare("TorchJD's J", as_ours([factor.jac for factor in self.peft_factors]), ours)
-        for factor in self.peft_factors:
-            del factor.jac
+        jacobians = [vars(factor).pop("jac") for factor in self.peft_factors]
+        self.compare("TorchJD's J", as_ours(jacobians), ours)
         torch.manual_seed(0)
         drawn = [torch.randperm(self.tasks).tolist() for _ in range(self.tasks)]
         order = [[j for j in others if j != i] for i, others in enumerate(drawn)]
         update = torch.from_numpy(pcgrad_weights(G, np.array(order))).to(J) @ J
-        expected = self.split(update, self.our_factors)
+        expected = by_factor(update, self.our_factors)
         self.compare("torchjd_autojac", self.peft_gradient(), expected)
 
     def our_gradient(self) -> list[Tensor]:
@@ -232,20 +236,10 @@ class Case:
     def peft_gradient(self) -> list[Tensor]:
         return as_ours([gradient_of(factor) for factor in self.peft_factors])
 
-    def split(self, flat: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
-        """[..., P] -> [..., r, in or out] for each factor."""
-        parts = flat.split([factor.numel() for factor in factors], dim=-1)
-        return [
-            part.unflatten(-1, factor.shape) for part, factor in zip(parts, factors, strict=True)
-        ]
-
     def compare(self, what: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         for index, (one, other) in enumerate(zip(found, expected, strict=True)):
             error = float((one - other).norm() / other.norm())
             assert error <= TOLERANCE, f"{self.name}: {what}: factor {index} is {error:.1e} off"
-
-
-MODES: tuple[Mode, Mode] = ("one_pass", "multi_pass")
 
 
 def zero(factors: Sequence[nn.Parameter]) -> None:
@@ -256,6 +250,12 @@ def zero(factors: Sequence[nn.Parameter]) -> None:
 def gradient_of(factor: nn.Parameter) -> Tensor:
     assert factor.grad is not None
     return factor.grad
+
+
+def by_factor(flat: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+    """[..., P] -> [..., r, in or out] of each factor."""
+    parts = flat.split([factor.numel() for factor in factors], dim=-1)
+    return [part.unflatten(-1, f.shape) for part, f in zip(parts, factors, strict=True)]
 
 
 def as_ours(factors: Sequence[Tensor]) -> list[Tensor]:

@@ -50,6 +50,8 @@ def _checkpoint_to_resume(folder: Path, resume: bool | str | Path) -> Path | Non
                 fix="give a folder like runs/x/checkpoints/step-000200",
             )
         return Path(resume)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file", where="training.output_dir", fix="give a folder")
     found = checkpoint.checkpoints(folder)
     if resume:
         if not found:

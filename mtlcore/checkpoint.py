@@ -101,15 +101,34 @@ def restore(trainer: Trainer, folder: Path) -> None:
 
 def load_adapters(run: Run, folder: Path) -> dict[str, Any]:
     """Set the adapters and the step of a run from a checkpoint; returns its JSON state."""
+    state = read_state(folder)
+    run.model.load_adapter_state(_load_tensors(folder / ADAPTERS))
+    run.step = state["step"]
+    return state
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON state of a checkpoint; a part that is missing is an error."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        missing = {"step", "rows_drawn", "scheduler", "progress", "components"} - state.keys()
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"cannot read {STATE}: {error}", where=str(folder), fix="choose another checkpoint"
         ) from error
-    run.model.load_adapter_state(_load_tensors(folder / ADAPTERS))
-    run.step = int(state["step"])
+    if missing:
+        raise UserError(
+            f"{STATE} lacks {', '.join(sorted(missing))}",
+            where=str(folder),
+            fix="choose another checkpoint",
+        )
     return state
+
+
+def best_step(folder: Path) -> int | None:
+    """The step of the best evaluation up to a checkpoint, if any was judged."""
+    best: int | None = read_state(folder)["progress"].get("best_step")
+    return best
 
 
 def prune(run_folder: Path, keep: int | None, best: int | None) -> None:
@@ -136,10 +155,3 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
             where=str(path.parent),
             fix="choose another checkpoint",
         ) from error
-
-
-def best_step(folder: Path) -> int | None:
-    """The step of the best evaluation up to a checkpoint, if any was judged."""
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    best = state["progress"]["best_step"]
-    return None if best is None else int(best)

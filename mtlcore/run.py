@@ -346,6 +346,13 @@ def write_json(path: Path, value: Any) -> None:
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model of a recipe."""
     model = recipe.model
+    folder = Path(model.name_or_path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} holds no model: config.json is missing",
+            where="model.name_or_path",
+            fix="give a folder made by save_pretrained (of model and tokenizer)",
+        )
     try:
         return AutoTokenizer.from_pretrained(
             model.name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code

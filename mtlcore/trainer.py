@@ -251,13 +251,13 @@ class Trainer:
     def train(self) -> None:
         """Train from `run.step` to the end: evaluations, checkpoints, early stopping."""
         run, recipe = self.run, self.recipe
+        run.plugins.hook.mtlcore_run_start(run=run)  # components check their options: no file yet
         if is_main():
             run.folder.mkdir(parents=True, exist_ok=True)
             write_recipe(run.recipe, run.folder / RECIPE)
             write_json(run.folder / "environment.json", run.environment())
         if recipe.report_to:
             run.accelerator.init_trackers(recipe.run_name or run.folder.name)
-        run.plugins.hook.mtlcore_run_start(run=run)
         run.plugins.hook.mtlcore_stage_start(run=run, stage=STAGE)
         with Progress(self.total_steps, run.step) as progress:
             while run.step < self.total_steps:

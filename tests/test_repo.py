@@ -144,7 +144,7 @@ def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:
     if listed.returncode:
         pytest.skip("not a git working tree")
     names = "|".join(("root", "work", "home", "Users", "tmp"))
-    folder = re.compile(rf"(?<![\w.~$}])/(?:{names})/")
+    folder = re.compile(rf"(?<![\w.~$}}])/(?:{names})/")
     for name in filter(None, listed.stdout.split("\0")):
         file = ROOT / name
         if not file.is_file():

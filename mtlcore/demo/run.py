@@ -15,6 +15,7 @@ from rich.table import Table
 from mtlcore.cache import cache_folder
 from mtlcore.demo.model import fetch_model
 from mtlcore.demo.tiny import make_tiny_model
+from mtlcore.errors import UserError
 from mtlcore.recipe_file import read_recipe
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ def table(summary: dict[str, Any]) -> Table:
 
 def _move_aside(folder: Path, console: Console) -> None:
     """Keep an earlier demo: it is renamed, never overwritten."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file", where="--out", fix="give a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
     number = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -34,15 +35,19 @@ def flat_attention(
     """
     routing: Any = module.mtlcore_routing
     routing.attention_calls += 1
-    parts = [tensor.split(routing.row_lengths, dim=2) for tensor in (query, key, value)]
-    rows = [
-        _row(q, k, v, scaling, dropout, sliding_window, softcap)
-        for q, k, v in zip(*parts, strict=True)
-    ]
-    return torch.cat(rows, dim=2).transpose(1, 2), None
+    buckets = [(length, len(list(same))) for length, same in groupby(routing.row_lengths)]
+    sizes = [length * count for length, count in buckets]
+    parts = [tensor[0].split(sizes, dim=1) for tensor in (query, key, value)]
+    outputs = []
+    for (length, count), *heads in zip(buckets, *parts, strict=True):
+        # Neighbours of one length go together: [H, count * length, d] -> [count, H, length, d].
+        q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in heads)
+        output = _rows(q, k, v, scaling, dropout, sliding_window, softcap)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))  # [count * length, H, d]
+    return torch.cat(outputs)[None], None
 
 
-def _row(
+def _rows(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -51,6 +56,7 @@ def _row(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
+    """Causal attention of rows of one length, [rows, H, length, d]."""
     length = q.shape[2]
     if window is not None and window >= length:
         window = None

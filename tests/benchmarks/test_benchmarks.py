@@ -1,4 +1,4 @@
-"""Each benchmark in its smallest form: its check is green, and its last line has the common form."""
+"""Each benchmark in its smallest form: a green check, and a last line in the common form."""
 
 from __future__ import annotations
 
