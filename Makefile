@@ -48,7 +48,7 @@ gpu: install
 
 # The code blocks of README.md and docs/ are run, and what they list is compared with the code.
 docs: install
-	@$(BIN)/python -m pytest tests/test_repo.py
+	@$(BIN)/python -m pytest tests/test_repo.py tests/test_docs.py
 
 clean:
 	rm -rf build dist *.egg-info mtlcore/_core*.so .venv/.installed

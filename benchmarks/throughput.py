@@ -35,6 +35,7 @@ from transformers import Trainer as HFTrainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from benchmarks.harness import Result, interleave, main, ratios, result, seconds
+from benchmarks.step import TOLERANCE, as_ours, by_factor, compare
 from mtlcore.data.batches import collate, plan_rows
 from mtlcore.data.example import Example
 from mtlcore.demo.model import fetch_model
@@ -57,7 +58,6 @@ TARGETS = {
     ("everything", "hf_default"): 2.5,
     ("everything", "hf_grouped"): None,
 }
-TOLERANCE = 1e-4  # fp32, relative; measured: 2.4e-7
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SYNCHRONIZE = torch.cuda.synchronize if DEVICE == "cuda" else None
 
@@ -97,7 +97,7 @@ class Rivals:
         }
 
     def check(self) -> None:
-        """Same weights, same rows, same loss over all labelled tokens."""
+        """Same rows, same number of weights, same loss and gradient over all labelled tokens."""
         single, everything = (self.trainers[name].run for name in OURS)
         assert planned(single, 1) == planned(everything, 1), "the runs draw different rows"
         ids = sorted(rows_of(self.planned))
@@ -106,21 +106,36 @@ class Rivals:
         ours = sum(p.numel() for _, p in single.model.trainable_parameters())
         theirs = sum(p.numel() for p in self.peft.parameters() if p.requires_grad)
         assert ours == theirs, f"{ours} trainable weights, PEFT has {theirs}"
-        for step in (self.warmup, self.rows["hf_grouped"][0][0]):
-            self.compare_losses(single, step)
+        self.compare(self.warmup)
+        self.compare(self.rows["hf_grouped"][0][0])
 
-    @torch.no_grad()
-    def compare_losses(self, single: Run, step: Step) -> None:
-        tasks = [single.task(example.task).index for example in step]
-        outputs = single.model(
-            collate(step, tasks, len(single.tasks), flat=single.model.flat, device=single.device)
-        )
-        single.model.routing.leave()
-        loss = float(outputs.loss_sums.sum() / sum(outputs.counts))
-        inputs = self.collator(features(step)).to(single.device)
-        expected = float(self.peft(**inputs).loss)
-        error = abs(loss / expected - 1)
-        assert error <= TOLERANCE, f"loss {loss} of ours, {expected} of Hugging Face"
+    def compare(self, step: Step) -> None:
+        """The mean loss of all labelled tokens and its gradient, as `single` and PEFT have them."""
+        run, gradients = self.trainers["single"].run, self.trainers["single"].gradients
+        tasks = [run.task(example.task).index for example in step]
+        batch = collate(step, tasks, len(run.tasks), flat=run.model.flat, device=run.device)
+        gradients.start(batch.counts)
+        outputs = run.model(batch)
+        gradients.backward(outputs.loss_sums)
+        gradients.finish()
+        share = torch.tensor(batch.counts, device=run.device) / sum(batch.counts)  # [T]
+        update = share[gradients.present] @ gradients.rows()  # of all tasks counted as one: [P]
+        found = by_factor(update, [slot.parameter for slot in gradients.arena.slots])
+
+        loss = self.peft(**self.collator(features(step)).to(run.device)).loss
+        parameters = dict(self.peft.named_parameters())
+        factors = [
+            parameters[f"base_model.model.{layer}.{factor}.default.weight"]
+            for layer in run.model.layers
+            for factor in ("lora_A", "lora_B")
+        ]
+        expected = as_ours(torch.autograd.grad(loss, factors))
+        for up in expected[1::2]:
+            up *= run.model.layout.adapters[0].scale  # an exported B has the scale in it
+        ours, theirs = outputs.loss_sums.sum().item() / sum(batch.counts), loss.item()
+        error = abs(ours / theirs - 1)
+        assert error <= TOLERANCE, f"loss {ours} of ours, {theirs} of Hugging Face"
+        compare("the gradient of the loss", found, expected)
 
     def measure(self) -> list[Result]:
         for trainer in self.trainers.values():
@@ -229,7 +244,7 @@ class Stopwatch(TrainerCallback):
 
 
 def randomize_b(run: Run) -> None:
-    """Make B non-zero: with zeros the adapters would not show in the loss."""
+    """Make B non-zero: with zeros A would have no gradient."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in run.model.layers.values():

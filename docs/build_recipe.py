@@ -40,8 +40,9 @@ training: {learning_rate: 2e-4, max_steps: 1000}
 * **Order.** Defaults, then the files named by `extends`, then the file, then `key=value` from the
   command line. Mappings are merged, everything else is replaced; naming another component drops
   the options of the old one. `regularization.0.strength=5` reaches into a list.
-* **Paths** are relative to the file that holds them; on the command line first to the current
-  folder, then to the recipe's.
+* **Paths** of data, models and plugins are relative to the file that holds them; on the command
+  line first to the current folder, then to the recipe's. `output_dir` is relative to
+  the current folder.
 * **Components** (kinds of `weighting`, `sampling`, `format` ...) are written as a name or as
   `{name: ..., option: ...}`. Their options are at the end of this page; `mtlcore plugins list`
   shows what is installed, `mtlcore plugins info NAME` one of them.

@@ -97,6 +97,18 @@ def restore(trainer: Trainer, folder: Path) -> None:
         component.load_state_dict({**mine, **state["components"].get(key, {})})
     run.rows_drawn = list(state["rows_drawn"])
     trainer.load_progress_state(state["progress"])
+    _trim_metrics(run)
+
+
+def _trim_metrics(run: Run) -> None:
+    """Drop the lines of steps after the checkpoint: they are about to be run and written again."""
+    path = run.folder / "metrics.jsonl"
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [
+            line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step
+        ]
+        path.write_text("".join(kept), encoding="utf-8")
 
 
 def load_adapters(run: Run, folder: Path) -> dict[str, Any]:

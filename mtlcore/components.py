@@ -33,6 +33,8 @@ NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 Scope = Literal["model", "layer", "factor"]
+Needs = Literal["nothing", "losses", "gramian", "rows"]
+"""What a component reads of a step; task gradients are kept only if one needs G or J."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Component:
     kind: ClassVar[str] = ""
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""  # title (venue), URL
+    needs: ClassVar[Needs] = "nothing"  # what it reads of the gradients of a step
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Mark every method named `mtlcore_*`: without its marker an override would be lost."""
@@ -115,7 +118,7 @@ class Weighting(Component):
     """Gives each task present in the step its weight: implement `mtlcore_weigh_tasks`."""
 
     kind = "weighting"
-    needs: ClassVar[Literal["nothing", "losses", "gramian", "rows"]] = "gramian"
+    needs: ClassVar[Needs] = "gramian"
     native_scale: ClassVar[str] = ""  # what the weights sum to, in words
     scope: Scope = "model"  # whether weights are [T] for the model, or [S, T] by layer or factor
 
@@ -257,9 +260,3 @@ class Auditor(Component):
     """Looks for bias and other faults in predictions: implement `mtlcore_audit`."""
 
     kind = "auditing"
-
-
-class Logger(Component):
-    """Sends the records of a run elsewhere: implement `mtlcore_step_end` and its kin."""
-
-    kind = "logging"

@@ -185,8 +185,8 @@ class Gradients:
     def _raw_rows(self) -> Tensor:
         if self._folded:
             raise RuntimeError(
-                "the rows of J were folded into one because the weighting declares that it needs "
-                "only losses; a component that reads J or G must declare needs = 'gramian'"
+                "the rows of J were folded into one, because no component of the recipe declares "
+                "that it reads them; set needs = 'gramian' (or 'rows') on the component's class"
             )
         return self.arena.rows
 

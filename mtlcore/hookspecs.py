@@ -141,7 +141,7 @@ def mtlcore_before_update(run: Run, gradients: Gradients) -> None:
 
 @hookspec
 def mtlcore_step_end(run: Run, record: Mapping[str, Any]) -> None:
-    """The step is done. `record` is its line of metrics.jsonl."""
+    """The step is done. `record` is its line of metrics.jsonl (one every `logging_steps`)."""
 
 
 # Evaluation and report ------------------------------------------------------------------------

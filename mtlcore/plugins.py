@@ -209,6 +209,10 @@ class PluginManager:
         self._pluggy.register(instance, name)
         self.check_pending()
 
+    def unregister(self, name: str) -> None:
+        """Let an object that was registered under a name answer no longer."""
+        self._pluggy.unregister(name=name)
+
     def check_pending(self) -> None:
         """Refuse hooks that nothing would ever call, such as misspelt ones."""
         try:

@@ -31,6 +31,8 @@ def _refuse_bool(value: object) -> object:
 
 Int = Annotated[int, BeforeValidator(_refuse_bool)]
 Float = Annotated[float, BeforeValidator(_refuse_bool)]
+# The limit stands before the validator, or the JSON schema of a union does not show it.
+PositiveInt = Annotated[int, Field(gt=0), BeforeValidator(_refuse_bool)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -122,8 +124,8 @@ class SplitRecipe(Section):
     stratify: Text | None = Field(
         default=None, description="Column whose shares are kept on every side."
     )
-    seed: Int | None = Field(
-        default=None, ge=0, description="Seed of the split; default training.seed."
+    seed: Annotated[int, Field(ge=0), BeforeValidator(_refuse_bool)] | None = Field(
+        default=None, description="Seed of the split; default training.seed."
     )
 
 
@@ -173,8 +175,8 @@ class TaskRecipe(Section):
     on_bad_row: Literal["error", "skip", "warn"] = Field(
         default="error", description="What to do with rows that the format cannot read."
     )
-    max_rows: Int | None = Field(
-        default=None, gt=0, description="Use at most so many rows per split."
+    max_rows: PositiveInt | None = Field(
+        default=None, description="Use at most so many rows per split."
     )
 
 
@@ -223,8 +225,8 @@ class TrainingRecipe(Section):
         default=None, description="Run folder; default runs/<recipe name>."
     )
     learning_rate: Float = Field(default=2e-4, gt=0, description="Highest learning rate.")
-    max_steps: Int | None = Field(
-        default=None, gt=0, description="Optimizer steps; wins over epochs."
+    max_steps: PositiveInt | None = Field(
+        default=None, description="Optimizer steps; wins over epochs."
     )
     num_train_epochs: Float = Field(
         default=1.0, gt=0, description="Passes over the largest task's rows."
@@ -270,17 +272,19 @@ class TrainingRecipe(Section):
         description="How the gradients of the tasks are taken; all give the same numbers.",
     )
     logging_steps: Int = Field(default=10, gt=0, description="Log every so many steps.")
-    eval_steps: Int | None = Field(default=None, gt=0, description="Evaluate every so many steps.")
-    eval_max_rows: Int | None = Field(
-        default=None, gt=0, description="Evaluate at most so many rows per task during training."
+    eval_steps: PositiveInt | None = Field(
+        default=None, description="Evaluate every so many steps."
+    )
+    eval_max_rows: PositiveInt | None = Field(
+        default=None, description="Evaluate at most so many rows per task during training."
     )
     eval_metrics: bool = Field(
-        default=False, description="Score the metrics during training too, not only the losses."
+        default=True, description="Score the metrics during training too, not only the losses."
     )
-    save_steps: Int | None = Field(
-        default=None, gt=0, description="Checkpoint every so many steps."
+    save_steps: PositiveInt | None = Field(
+        default=None, description="Checkpoint every so many steps."
     )
-    save_total_limit: Int | None = Field(default=2, gt=0, description="Checkpoints to keep.")
+    save_total_limit: PositiveInt | None = Field(default=2, description="Checkpoints to keep.")
     load_best_model_at_end: bool = Field(
         default=False, description="End with the best weights seen."
     )
@@ -291,8 +295,8 @@ class TrainingRecipe(Section):
     greater_is_better: bool | None = Field(
         default=None, description="Default: known from the metric."
     )
-    early_stopping_patience: Int | None = Field(
-        default=None, gt=0, description="Stop after so many evaluations without a better score."
+    early_stopping_patience: PositiveInt | None = Field(
+        default=None, description="Stop after so many evaluations without a better score."
     )
     report_to: list[str] = Field(default=[], description="Loggers to write to, by name.")
     run_name: Text | None = Field(

@@ -97,7 +97,7 @@ NOT_YET: dict[str, str] = {
     "torch_compile": "remove it",
     "neftune_noise_alpha": "remove it",
     "group_by_length": "remove it: batches have no padding anyway",
-    "assistant_only_loss": "only the last answer of a row is learned",
+    "assistant_only_loss": "the format messages learns answers only (`train_on: all` or `last`)",
     "evals_per_epoch": _STEPS,
     "saves_per_epoch": _STEPS,
     "interleave_probs": _MIXING,

@@ -62,6 +62,12 @@ def _tasks(recipe: Recipe) -> Iterator[FieldProblem]:
                 f"a task's name is made of letters, digits, _ and -, found {name!r}",
                 f"call it {safe!r}",
             )
+        if name == "shared":
+            yield FieldProblem(
+                ("tasks", name),
+                "'shared' is the name of the adapter of all tasks",
+                "call the task something else",
+            )
         if task.split.eval + task.split.test >= 1:
             yield FieldProblem(
                 ("tasks", name, "split"),

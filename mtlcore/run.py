@@ -19,7 +19,7 @@ from mtlcore import seeds
 from mtlcore.data.splits import SPLITS
 from mtlcore.data.tasks import Task, load_tasks
 from mtlcore.distributed import is_main, on_cpu_processes
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import MtlcoreError, UserError, did_you_mean
 from mtlcore.evaluation.predictions import Prediction, predict, write_predictions
 from mtlcore.evaluation.scores import Scores, TaskScore
 from mtlcore.losses import Outputs
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from mtlcore.components import Component, Evaluator, Sampler, Weighting
     from mtlcore.data.batches import Batch
+    from mtlcore.data.example import Example
     from mtlcore.data.tasks import Split
 
 RECIPE = "recipe.yaml"
@@ -102,8 +103,12 @@ class Run:
         return component
 
     def _load_tasks(self, splits: Sequence[str]) -> None:
+        for task in self.tasks:
+            self.plugins.unregister(f"tasks.{task.name}.format")
         self.tasks = load_tasks(self.recipe, self.tokenizer, self.plugins, splits=splits)
         self._has_data = bool(splits)
+        for task in self.tasks:
+            self.plugins.register(task.format, f"tasks.{task.name}.format")
         for message in (note for task in self.tasks for note in task.notes):
             self.note(message)
 
@@ -183,6 +188,8 @@ class Run:
                 examples = [rows[int(i)] for i in keep]
             else:
                 examples = list(rows)
+            if outputs and self.evaluators[task.name]:
+                self._require_answers(task, examples)
             predictions = predict(self, task, examples, outputs=outputs)
             answers[task.name] = predictions
             scores[task.name] = self._score(task, predictions, outputs)
@@ -222,6 +229,15 @@ class Run:
             )
         return rows
 
+    def _require_answers(self, task: Task, examples: Sequence[Example]) -> None:
+        """Refuse metrics on rows that nothing can be answered to, instead of scoring them 0."""
+        if not any(example.options or example.prompt_length for example in examples):
+            raise UserError(
+                f"task {task.name!r} has metrics, but its rows have no prompt to answer",
+                where=f"tasks.{task.name}.metrics",
+                fix="remove the metrics (the loss is always reported), or use another format",
+            )
+
     def _score(self, task: Task, predictions: list[Prediction], outputs: bool) -> TaskScore:
         metrics: dict[str, float] = {}
         if outputs:
@@ -231,6 +247,8 @@ class Run:
                 metrics |= result or {}
         evaluators = self.evaluators[task.name]
         first = evaluators[0] if evaluators and outputs else None
+        if first is not None and first.name not in metrics:
+            raise MtlcoreError(f"the metric {first.name!r} gave no number of that name")
         if first is not None:  # the primary metric stands first
             metrics = {first.name: metrics[first.name], **metrics}
         return TaskScore(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from mtlcore import checkpoint
+from mtlcore.components import rows_per_step
 from mtlcore.data.batches import Batch, collate, deal, plan_rows
 from mtlcore.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from mtlcore.errors import MtlcoreError, UserError
@@ -70,6 +72,7 @@ class Trainer:
         )
         if self.gradients.mode == "multi_pass":
             run.note("gradients: multi_pass, one backward pass per task and micro-batch")
+        self.reads_rows = any(c.needs in ("gramian", "rows") for c in run.components.values())
         self.total_steps = self._total_steps()
         self.optimizer = self._make_optimizer()
         warmup = self.recipe.warmup_steps or math.ceil(self.recipe.warmup_ratio * self.total_steps)
@@ -149,18 +152,20 @@ class Trainer:
         self, outputs: Outputs, micro_batches: int, known: Tensor | Direction | None
     ) -> Tensor | None:
         """Task weights [T'] where they do not depend on gradients; they save J its memory."""
-        needs = self.run.weighting.needs
-        if not self.gradients.has_shared or self.gradients.mode != "one_pass":
+        if not self.gradients.has_shared or self.gradients.mode != "one_pass" or self.reads_rows:
             return None
+        needs = self.run.weighting.needs
         if needs == "nothing":
-            return self.weigh(None) if known is None else known  # type: ignore[return-value]
+            return self.weigh() if known is None else known  # type: ignore[return-value]
         if needs == "losses" and micro_batches == 1 and world_size() == 1:
             return self.weigh(self.gradients.mean_losses_of(outputs.loss_sums))  # type: ignore[return-value]
         return None
 
-    def weigh(self, losses: Tensor | None) -> Tensor | Direction:
+    def weigh(self, losses: Tensor | None = None) -> Tensor | Direction:
         """Ask the weighting: mean losses [T'] of the present tasks -> weights."""
         run = self.run
+        if run.weighting.needs == "nothing":
+            losses = None
         weights: Tensor | Direction | None = run.plugins.hook.mtlcore_weigh_tasks(
             run=run, losses=losses, gradients=self.gradients
         )
@@ -363,17 +368,8 @@ class Trainer:
         sizes = [len(task.train) for task in run.tasks]
         largest = max(range(len(sizes)), key=sizes.__getitem__)
         share = run.sampler.shares(run, 0)[largest]
-        per_step = self.rows_per_step * share
+        per_step = rows_per_step(run) * share
         return max(1, math.ceil(self.recipe.num_train_epochs * sizes[largest] / per_step))
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of one optimizer step over all micro-batches and ranks."""
-        return (
-            self.recipe.per_device_train_batch_size
-            * self.recipe.gradient_accumulation_steps
-            * world_size()
-        )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """AdamW with one parameter group per adapter.
@@ -415,7 +411,8 @@ def peak_memory_mb(device: torch.device) -> float:
     """The highest memory use so far: of the GPU if there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    bytes_per_unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 2**20
 
 
 def _one_level(values: dict[str, Any]) -> dict[str, Any]:

@@ -272,7 +272,7 @@ MODELS: list[tuple[str, Damage, list[str]]] = [
     (
         "an empty folder",
         both(empty_folder("empty"), model("./empty")),
-        ["model.name_or_path: cannot load", "FOLDER/empty", "fix: give a folder made by"],
+        ["model.name_or_path: FOLDER/empty holds no model", "fix: give a folder made by"],
     ),
     (
         "an unknown name",

@@ -75,7 +75,7 @@ def test_a_resumed_run_is_bit_identical(
                 mtlcore.train(recipe, resume=True)
         finals.append(final_adapters(folder / "run"))
         last = [line for line in metrics(folder / "run") if "loss" in line]
-        losses.append({line["step"]: line["loss"] for line in last})
+        losses.append([(line["step"], line["loss"]) for line in last])
     assert losses[0] == losses[1]
     assert finals[0].keys() == finals[1].keys()
     for key, value in finals[0].items():

@@ -36,6 +36,8 @@ class Example:
     """Classification: the words, in the order of the label set."""
     option_ids: tuple[tuple[int, ...], ...] = ()
     """Classification: the tokens of each word as they follow the prompt."""
+    calibration_ids: tuple[int, ...] = ()
+    """With options: a prompt without the question; its likelihoods are taken off the scores."""
     label: int | None = None
     """Classification: index of the right word in `options`."""
     fields: Mapping[str, Any] = field(default_factory=dict)

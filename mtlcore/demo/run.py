@@ -19,6 +19,7 @@ from mtlcore.errors import UserError
 from mtlcore.recipe_file import read_recipe
 
 if TYPE_CHECKING:
+    from mtlcore.data.example import Example
     from mtlcore.data.tasks import Task
     from mtlcore.evaluation.predictions import Prediction
     from mtlcore.evaluation.scores import Scores
@@ -99,39 +100,41 @@ def summarize(run: Run, before: Scores, after: Scores, seconds: float) -> dict[s
 def trivial_score(run: Run, task: Task) -> float:
     """The best score of an answer that needs no model.
 
-    With a label set: the most frequent label of the train rows. Else the best of: a copy of an
-    input column, the most frequent target of the train rows.
+    With options: always the one that is right most often in the train rows. Else the best of: a
+    copy of an input column, the most frequent target of the train rows.
     """
     assert task.test is not None
     evaluator = run.evaluators[task.name][0]
-    frequent = Counter(example.target for example in task.train).most_common(1)[0][0]
-    candidates = [[frequent] * len(task.test)]
-    for column in INPUT_COLUMNS.get(task.name, ()):
+    label = Counter(example.label for example in task.train).most_common(1)[0][0]
+    if label is not None:
+        return evaluator.score([_answer(e, e.options[label], label) for e in task.test])
+    target = Counter(example.target for example in task.train).most_common(1)[0][0]
+    candidates = [[target] * len(task.test)]
+    for column in INPUT_COLUMNS[task.name]:
         candidates.append([str(example.fields[column]) for example in task.test])
-    return max(evaluator.score(_answers(task, outputs)) for outputs in candidates)
+    return max(
+        evaluator.score([_answer(e, output) for e, output in zip(task.test, outputs, strict=True)])
+        for outputs in candidates
+    )
 
 
-def _answers(task: Task, outputs: Sequence[str]) -> list[Prediction]:
-    """Predictions with given outputs, as the evaluators read them."""
+def _answer(example: Example, output: str, choice: int | None = None) -> Prediction:
+    """A prediction with a given output, as the evaluators read it."""
     from mtlcore.evaluation.predictions import Prediction
 
-    assert task.test is not None
-    return [
-        Prediction(
-            task=task.name,
-            row=example.row,
-            prompt=example.prompt,
-            target=example.target,
-            output=output,
-            loss_sum=0.0,
-            tokens=0,
-            label=example.label,
-            choice=example.options.index(output) if example.options else None,
-            options=example.options,
-            fields=example.fields,
-        )
-        for example, output in zip(task.test, outputs, strict=True)
-    ]
+    return Prediction(
+        task=example.task,
+        row=example.row,
+        prompt=example.prompt,
+        target=example.target,
+        output=output,
+        loss_sum=0.0,
+        tokens=0,
+        label=example.label,
+        choice=choice,
+        options=example.options,
+        fields=example.fields,
+    )
 
 
 def table(summary: dict[str, Any]) -> Table:

@@ -25,8 +25,9 @@ class Prediction:
     """The model's answer to one row.
 
     `loss_sum` and `tokens`: negative log-likelihood of the target, summed over its tokens.
-    With a label set: `scores` are the log-likelihoods of the `options`, `choice` the best one's
-    index, `label` the right one's, and `output` the chosen word. Else `output` was generated.
+    With options: `scores` are their log-likelihoods (less those after the calibration prompt, if
+    there is one), `choice` the best one's index, `label` the right one's, and `output` the chosen
+    text. Else `output` was generated.
     """
 
     task: str
@@ -121,17 +122,24 @@ def _choose(
     trials: list[Example] = []
     for place in places:
         example = examples[place]
-        prompt = example.input_ids[: example.prompt_length]
-        for option in example.option_ids:
-            labels = (IGNORED,) * len(prompt) + option
-            trials.append(replace(example, input_ids=prompt + option, labels=labels))
+        given = example.input_ids[: example.prompt_length]
+        for prompt in (given, example.calibration_ids):
+            if prompt:
+                trials += [_trial(example, prompt, option) for option in example.option_ids]
     losses = iter(_sum_losses(run, task, trials))
     for place in places:
-        scores = tuple(-next(losses) for _ in examples[place].options)
+        options = examples[place].options
+        scores = [-next(losses) for _ in options]
+        if examples[place].calibration_ids:
+            scores = [score + next(losses) for score in scores]
         choice = max(range(len(scores)), key=scores.__getitem__)
-        output = examples[place].options[choice]
-        answers[place] = {"output": output, "choice": choice, "scores": scores}
+        answers[place] = {"output": options[choice], "choice": choice, "scores": tuple(scores)}
     progress(len(places))
+
+
+def _trial(example: Example, prompt: tuple[int, ...], option: tuple[int, ...]) -> Example:
+    """A row whose loss sum is minus the log-likelihood of an option after a prompt."""
+    return replace(example, input_ids=prompt + option, labels=(IGNORED,) * len(prompt) + option)
 
 
 def _generate(

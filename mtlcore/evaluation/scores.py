@@ -33,29 +33,27 @@ class Scores:
     by_task: Mapping[str, TaskScore]
 
     @property
+    def _counted(self) -> dict[str, TaskScore]:
+        """The main tasks; all of them when only auxiliary ones were scored."""
+        main = {name: score for name, score in self.by_task.items() if not score.auxiliary}
+        return main or dict(self.by_task)
+
+    @property
     def loss(self) -> float:
         """Mean of the main tasks' losses: each task counts once."""
-        losses = [score.loss for score in self.by_task.values() if not score.auxiliary]
+        losses = [score.loss for score in self._counted.values()]
         return sum(losses) / len(losses)
 
     @property
     def overall(self) -> float | None:
         """Mean over the main tasks of their primary metrics, each mapped to 0 .. 1."""
-        values = [
-            score.value
-            for score in self.by_task.values()
-            if score.value is not None and not score.auxiliary
-        ]
+        values = [s.value for s in self._counted.values() if s.value is not None]
         return sum(values) / len(values) if values else None
 
     @property
     def worst(self) -> str | None:
         """The main task with the lowest primary metric."""
-        values = {
-            name: score.value
-            for name, score in self.by_task.items()
-            if score.value is not None and not score.auxiliary
-        }
+        values = {n: s.value for n, s in self._counted.items() if s.value is not None}
         return min(values, key=values.__getitem__) if values else None
 
     def flat(self, prefix: str = "eval") -> dict[str, float]:

@@ -92,6 +92,27 @@ def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
     assert padding[0]["value"] > padding[1]["value"] >= 1
 
 
+def test_another_adapter_is_seen(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    def randomize_later(run: Any) -> None:
+        randomize_b(run)
+        export = run.export
+
+        def export_changed(*args: Any, **kwargs: Any) -> Any:
+            folder = export(*args, **kwargs)
+            next(iter(run.model.layers.values())).lora_A["shared"].data *= 1.01
+            return folder
+
+        run.export = export_changed
+
+    randomize_b = throughput.randomize_b
+    monkeypatch.setattr(throughput, "randomize_b", randomize_later)
+    with pytest.raises(SystemExit):
+        throughput.run(["--tiny", "--rounds", "1", "--steps", "1"])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "gradient" in captured.err
+
+
 def test_startup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "ROUNDS", 1)
     harness.main("startup", startup.check, startup.measure, argv=["--json"])

@@ -1,0 +1,103 @@
+"""Questions whose rows bring their own answers to choose from; the right one is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtlcore.components import Format
+from mtlcore.data.example import Example, RowError
+from mtlcore.data.fields import checked_text, kind_of, text_of, value_of
+from mtlcore.data.template import RowTemplate
+from mtlcore.data.tokens import encode_pair, encode_plain, encode_prompt, join_space
+
+
+class MultipleChoice(Format):
+    """Learn the right one of a row's own answers; choose by likelihood.
+
+    options: the columns that hold one answer each; without it the column `options` holds a list.
+    template: Jinja2 over the row's columns that makes the prompt, in place of the column `prompt`.
+    calibration: Jinja2 for a prompt without the question. An answer is then scored by how much
+        likelier the question makes it, log p(answer | prompt) - log p(answer | calibration), which
+        takes away the lead of short and common answers (Holtzman et al., Surface Form Competition,
+        EMNLP 2021, https://arxiv.org/abs/2104.08315: domain conditional PMI).
+
+    The column `label` names the right answer by its number from 0, its column or its text.
+    """
+
+    name = "multiple_choice"
+    label_column = "label"
+
+    def __init__(
+        self,
+        *,
+        options: list[str] | None = None,
+        template: str | None = None,
+        calibration: str | None = None,
+    ) -> None:
+        if options is not None and len(options) < 2:
+            raise ValueError(f"options must name at least 2 columns, found {options}")
+        columns = {"label": "the number, column or text of the right answer"}
+        if template is None:
+            columns["prompt"] = "the question"
+        for column in options or ["options"]:
+            columns[column] = "an answer" if options else "a list of answers"
+        self.columns: Mapping[str, str] = columns
+        self._names = options
+        self._template = template and RowTemplate(template, option="template")
+        self._calibration = calibration and RowTemplate(calibration, option="calibration")
+
+    def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
+        """The tokens of the question with its right answer, and of every answer."""
+        options = self._options(row)
+        label = self._label(row, options)
+        prompt = self._template.render(row) if self._template else text_of(row, "prompt")
+        input_ids, labels, length = encode_pair(tokenizer, prompt, options[label])
+        plain = self._calibration.render(row) if self._calibration else ""
+        return Example(
+            task,
+            index,
+            prompt,
+            options[label],
+            input_ids,
+            labels,
+            length,
+            options=options,
+            option_ids=tuple(
+                tuple(encode_plain(tokenizer, join_space(prompt, option) + option))
+                for option in options
+            ),
+            calibration_ids=tuple(encode_prompt(tokenizer, plain)) if plain else (),
+            label=label,
+            fields=row,
+        )
+
+    def _options(self, row: dict[str, Any]) -> tuple[str, ...]:
+        found: Any
+        if self._names:
+            found = [text_of(row, name) for name in self._names]
+        else:
+            found = value_of(row, "options")
+        if not isinstance(found, Sequence) or isinstance(found, str) or len(found) < 2:
+            raise RowError(f"column 'options' must be a list of 2 or more, found {kind_of(found)}")
+        for number, option in enumerate(found):
+            if not isinstance(option, str) or not option.strip():
+                raise RowError(f"answer {number} must be a text, found {kind_of(option)}")
+            checked_text(option, f"answer {number}")
+        if len(set(found)) < len(found):
+            raise RowError("two answers are the same")
+        return tuple(found)
+
+    def _label(self, row: dict[str, Any], options: tuple[str, ...]) -> int:
+        value = value_of(row, "label")
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(options):
+            return value
+        for names in (self._names or (), options):
+            if value in names:
+                return list(names).index(value)
+        raise RowError(
+            f"label {value!r} is none of the {len(options)} answers: give a number from 0 to "
+            f"{len(options) - 1}"
+            + (f", one of {self._names}," if self._names else "")
+            + " or the answer's text"
+        )
