@@ -32,7 +32,11 @@ STAGE = "train"
 
 @dataclass
 class StepRecord:
-    """What one step did; `metrics.jsonl` has one line per record."""
+    """What one step did; `metrics.jsonl` has one line per record.
+
+    `task_seconds` shares the step's `seconds` out by tokens: the tasks run in one pass together.
+    `peak_memory_mb` is the process's (or the GPU's) so far.
+    """
 
     step: int
     losses: dict[str, float]
@@ -42,6 +46,7 @@ class StepRecord:
     rows: dict[str, int]
     tokens: dict[str, int]
     seconds: float = 0.0
+    task_seconds: dict[str, float] = field(default_factory=dict)
     penalties: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
 
@@ -86,6 +91,7 @@ class Trainer:
         self.best_value: float | None = None
         self.best_step: int | None = None
         self.stale_evaluations = 0
+        self.had_effect = False
         self.penalties: dict[str, float] = {}
 
     # -- one step -----------------------------------------------------------------------------
@@ -98,10 +104,9 @@ class Trainer:
         gradients.start(torch.tensor([batch.counts for batch in batches]).sum(0).tolist())
         weights: Tensor | Direction | None = None  # [T'] or [S, T'], T' tasks in this step
         for batch in batches:
-            outputs = self.forward(batch)  # token-loss sums [T]
-            folded = self.weights_before_backward(outputs, len(batches), weights)
-            weights = folded
-            gradients.backward(outputs.loss_sums, folded)  # J [T, P], or one row if folded
+            outputs = self.forward(batch, share=1 / len(batches))  # token-loss sums [T]
+            weights = self.weights_before_backward(outputs, len(batches), weights)  # mostly None
+            gradients.backward(outputs.loss_sums, weights)  # J [T, P], or one row if w is known
         gradients.finish()
         if weights is None and gradients.has_shared:
             weights = self.weigh(gradients.mean_losses())  # reads G [T', T'] as it needs
@@ -109,6 +114,7 @@ class Trainer:
         self.add_weight_penalties()
         run.plugins.hook.mtlcore_before_update(run=run, gradients=gradients)
         norms = gradients.clip(self.recipe.max_grad_norm)
+        self._stop_if_gradients_are_not_finite(norms)
         rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
         self.scheduler.step()
@@ -134,8 +140,12 @@ class Trainer:
             for hand in hands[rank() :: world_size()]
         ]
 
-    def forward(self, batch: Batch) -> Outputs:
-        """One forward pass; task penalties are added to the loss sums, batch penalties to .grad."""
+    def forward(self, batch: Batch, share: float = 1.0) -> Outputs:
+        """One forward pass; task penalties are added to the loss sums.
+
+        Penalties on the batch have their own backward here, times `share`: that of this
+        micro-batch in the step, so that a step's penalty is the mean over its micro-batches.
+        """
         run = self.run
         run.model.train()
         with run.autocast():
@@ -145,7 +155,7 @@ class Trainer:
                 if penalty.on == "task":
                     outputs = outputs._replace(loss_sums=outputs.loss_sums + penalty.value)
                 elif penalty.on == "batch":
-                    self.gradients.penalty_backward(penalty.value)
+                    self.gradients.penalty_backward(penalty.value * share / world_size())
         return outputs
 
     def weights_before_backward(
@@ -215,6 +225,16 @@ class Trainer:
             "the last checkpoint is untouched",
         )
 
+    def _stop_if_gradients_are_not_finite(self, norms: dict[str, float]) -> None:
+        bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
+        if bad:
+            raise UserError(
+                f"the gradient is not finite at step {self.run.step + 1} for the adapters of "
+                f"{', '.join(bad)}, though the losses are",
+                fix="lower training.learning_rate, or use dtype float32; the last checkpoint is "
+                "untouched",
+            )
+
     def record(
         self,
         batches: list[Batch],
@@ -226,10 +246,13 @@ class Trainer:
         """What the step did, by task name."""
         names = [task.name for task in self.run.tasks]
         gradients = self.gradients
+        if isinstance(weights, Direction):
+            self.had_effect = True
         if isinstance(weights, Tensor):
             flat = weights if weights.ndim == 1 else weights.mean(0)
             for task, weight in zip(gradients.present, flat.tolist(), strict=True):
                 self.last_weights[task] = weight  # an absent task keeps its last one
+            self.had_effect |= not torch.allclose(weights, weights[..., :1].expand_as(weights))
         penalties, self.penalties = self.penalties, {}
         rows = torch.zeros(len(names), dtype=torch.long)
         for batch in batches:
@@ -247,6 +270,7 @@ class Trainer:
             rows=dict(zip(names, rows.tolist(), strict=True)),
             tokens=dict(zip(names, tokens.tolist(), strict=True)),
             seconds=seconds,
+            task_seconds=dict(zip(names, (tokens / tokens.sum() * seconds).tolist(), strict=True)),
             penalties=penalties,
             peak_memory_mb=peak_memory_mb(self.run.device),
         )
@@ -284,12 +308,22 @@ class Trainer:
             assert self.best_step is not None
             checkpoint.load_adapters(run, checkpoint.checkpoint_folder(run.folder, self.best_step))
             run.note(f"the best model is that of step {self.best_step}")
+        self._warn_without_effect()
         run.plugins.hook.mtlcore_stage_end(run=run, stage=STAGE)
         run.plugins.hook.mtlcore_run_end(run=run)
         sections = [s for some in run.plugins.hook.mtlcore_report(run=run) for s in some or ()]
         if is_main():
             write_json(run.folder / "result.json", self._result(sections))
         run.accelerator.end_training()
+
+    def _warn_without_effect(self) -> None:
+        """A weighting that looked at the tasks and never told them apart did nothing: say so."""
+        run = self.run
+        if self.gradients.has_shared and run.weighting.needs != "nothing" and not self.had_effect:
+            run.note(
+                f"warning: the weighting {run.weighting.name!r} gave all tasks equal weights in "
+                "every step (for a method of gradient conflicts: none was seen); it changed nothing"
+            )
 
     def _result(self, sections: list[Any]) -> dict[str, Any]:
         return {
@@ -397,6 +431,7 @@ class Trainer:
             "best_step": self.best_step,
             "stale_evaluations": self.stale_evaluations,
             "last_weights": self.last_weights,
+            "had_effect": self.had_effect,
         }
 
     def load_progress_state(self, state: dict[str, Any]) -> None:
@@ -405,6 +440,7 @@ class Trainer:
         self.best_step = state["best_step"]
         self.stale_evaluations = state["stale_evaluations"]
         self.last_weights = list(state["last_weights"])
+        self.had_effect = state["had_effect"]
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -153,6 +153,7 @@ def test_every_step_records_losses_weights_tokens_and_time_per_task(tiny_run: Pa
         assert record["weights"].keys() == record["tokens"].keys() == tasks
         assert sum(record["rows"].values()) == 6
         assert record["seconds"] > 0
+        assert sum(record["task_seconds"].values()) == pytest.approx(record["seconds"], rel=1e-3)
         assert record["peak_memory_mb"] > 0
         assert record["penalties"]["l2_anchor"] >= 0
         assert "shared" in record["grad_norms"]
@@ -288,6 +289,33 @@ def test_predictions_and_scores_are_kept(tiny_run: Path, tmp_path: Path) -> None
     assert scores.overall == pytest.approx(
         sum(score.value for score in scores.by_task.values()) / 3  # type: ignore[misc]
     )
+
+
+INDIFFERENT = """
+import torch
+from mtlcore.components import Weighting
+
+class Indifferent(Weighting):
+    \"\"\"Look at the losses and give every task the same weight.\"\"\"
+
+    name = "indifferent"
+    needs = "losses"
+
+    def mtlcore_weigh_tasks(self, run, losses, gradients):
+        return torch.full_like(losses, 0.5)
+"""
+
+
+@pytest.mark.parametrize(("weighting", "warned"), [("indifferent", True), ("pcgrad", False)])
+def test_a_weighting_without_effect_is_reported(
+    weighting: str, warned: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "indifferent.py").write_text(INDIFFERENT)
+    recipe = write_tiny_recipe(
+        tmp_path, tiny_model, weighting=weighting, plugins="[./indifferent.py]"
+    )
+    run = mtlcore.train(recipe)
+    assert any("changed nothing" in note for note in run.notes) == warned
 
 
 def test_losses_only_weightings_build_no_rows(tiny_model: Path, tmp_path: Path) -> None:
