@@ -5,7 +5,7 @@ BIN := .venv/bin
 CORE := setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: install demo test check fix bench gpu docs clean
+.PHONY: install demo test slow check fix bench gpu docs clean
 
 install: .venv/.installed
 
@@ -42,6 +42,11 @@ bench: install
 	$(BIN)/python -m benchmarks.step --json --record
 	$(BIN)/python -m benchmarks.throughput --json --record
 	$(BIN)/python -m benchmarks.startup --json --record
+	$(BIN)/python -m benchmarks.demo --json --record
+
+# Wheel, sdist and repeated installs in empty environments: minutes.
+slow: install
+	@$(BIN)/python -m pytest -m slow
 
 gpu: install
 	@$(BIN)/python -m pytest -m gpu

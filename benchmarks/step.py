@@ -293,7 +293,10 @@ def time_case(case: Case, rounds: int) -> list[Result]:
     plain = min(
         ("plain_peft", "plain_ours"), key=lambda name: result("", "", times[name], "").value
     )
-    results = []
+    results = [
+        result(case.name, "plain", [1000 * value for value in times[plain]], "ms"),
+        result(case.name, f"plain is {plain}", [1], ""),
+    ]
     for name, seconds in times.items():
         beside = {name: seconds, plain: times[plain][: len(seconds)]}
         target = TARGET if name == "one_pass_pcgrad" else None

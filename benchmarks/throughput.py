@@ -15,7 +15,9 @@ has long and short rows. Hugging Face's clock starts at the first step, with its
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -41,6 +43,7 @@ from mtlcore.data.example import Example
 from mtlcore.demo.model import fetch_model
 from mtlcore.demo.run import RECIPE
 from mtlcore.demo.tiny import make_tiny_model
+from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import read_recipe
 from mtlcore.run import Run
 from mtlcore.trainer import Trainer
@@ -62,6 +65,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SYNCHRONIZE = torch.cuda.synchronize if DEVICE == "cuda" else None
 
 
+def quiet_run(recipe: Recipe, folder: Path) -> Run:
+    """A run whose notes go to stderr: stdout is for the JSON line."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return Run(recipe, folder)
+
+
 class Rivals:
     """Our two trainers, and Hugging Face's on a PEFT model that starts as `single` does."""
 
@@ -77,7 +86,7 @@ class Rivals:
             f"training.output_dir={folder / 'run'}",
         )
         self.trainers = {
-            name: Trainer(Run(read_recipe(RECIPE, [*common, *changes]).recipe, folder / name))
+            name: Trainer(quiet_run(read_recipe(RECIPE, [*common, *changes]).recipe, folder / name))
             for name, changes in OURS.items()
         }
         single = self.trainers["single"].run

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mtlcore import checkpoint
 from mtlcore.errors import UserError
 from mtlcore.recipe import Recipe
-from mtlcore.recipe_file import read_recipe
+from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
 from mtlcore.run import RECIPE, Run
 from mtlcore.trainer import Trainer
 
 
 def train(
-    recipe: str | Path,
+    recipe: str | Path | Mapping[str, Any] | LoadedRecipe,
     overrides: Sequence[str] = (),
     *,
     resume: bool | str | Path = False,
 ) -> Run:
     """Train a recipe and return the finished run.
 
-    `overrides` are ``key=value`` strings, e.g. ``"training.learning_rate=1e-4"``. `resume=True`
-    goes on from the newest checkpoint in the run's folder, a path from that checkpoint; without
-    it a folder that already holds a run is an error.
+    The recipe is a YAML file, a mapping of the same form, or one that `read_recipe` has read (then
+    with its overrides). `overrides` are ``key=value`` strings, such as
+    ``"training.learning_rate=1e-4"``. `resume=True` goes on from the newest checkpoint in the run's
+    folder, a path from that checkpoint; without it a folder that already holds a run is an error.
     """
-    loaded = read_recipe(recipe, overrides)
-    folder = Path(loaded.recipe.training.output_dir or Path("runs") / Path(recipe).stem)
+    loaded = _read(recipe, overrides)
+    folder = loaded.output_dir
     start = _checkpoint_to_resume(folder, resume)
     run = Run(loaded.recipe, folder)
     for note in loaded.notes:
         run.note(note)
-    for task in run.tasks:
-        run.note(task.describe())
     trainer = Trainer(run)
     if start is not None:
         checkpoint.restore(trainer, start)
         run.note(f"resumed from {start} at step {run.step}")
     trainer.train()
     return run
+
+
+def _read(
+    recipe: str | Path | Mapping[str, Any] | LoadedRecipe, overrides: Sequence[str]
+) -> LoadedRecipe:
+    if isinstance(recipe, LoadedRecipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return recipe_from_mapping(recipe, overrides)
+    return read_recipe(recipe, overrides)
 
 
 def _checkpoint_to_resume(folder: Path, resume: bool | str | Path) -> Path | None:

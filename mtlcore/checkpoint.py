@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mtlcore.distributed import barrier, is_main
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ def checkpoint_folder(run_folder: Path, step: int) -> Path:
 
 def checkpoints(run_folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
-    return sorted((run_folder / "checkpoints").glob("step-[0-9]*"))
+    return sorted((run_folder / "checkpoints").glob("step-[0-9]*"), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def save(trainer: Trainer) -> Path:
@@ -43,6 +49,8 @@ def save(trainer: Trainer) -> Path:
     """
     run = trainer.run
     final = checkpoint_folder(run.folder, run.step)
+    if final.exists():  # saved as the best one a moment ago
+        return final
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -63,14 +71,13 @@ def save(trainer: Trainer) -> Path:
     _save_tensors(partial / COMPONENTS, tensors)
     state = {
         "step": run.step,
+        "tasks": [task.name for task in run.tasks],
         "rows_drawn": run.rows_drawn,
         "scheduler": trainer.scheduler.state_dict(),
         "progress": trainer.progress_state(),
         "components": values,
     }
     (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-    if final.exists():  # the same step saved again: it holds the same run
-        shutil.rmtree(final)
     os.replace(partial, final)
     return final
 
@@ -79,6 +86,13 @@ def restore(trainer: Trainer, folder: Path) -> None:
     """Set run and trainer to the state of a checkpoint; anything missing is an error."""
     run = trainer.run
     state = load_adapters(run, folder)
+    names = [task.name for task in run.tasks]
+    if state["tasks"] != names:
+        raise UserError(
+            f"the checkpoint's tasks are {state['tasks']}, the recipe's are {names}",
+            where=str(folder),
+            fix="resume with the recipe that the run was started with (recipe.yaml in its folder)",
+        )
     saved = _load_tensors(folder / OPTIMIZER)
     grouped: dict[int, dict[str, Tensor]] = {}
     for name, value in saved.items():
@@ -97,7 +111,10 @@ def restore(trainer: Trainer, folder: Path) -> None:
         component.load_state_dict({**mine, **state["components"].get(key, {})})
     run.rows_drawn = list(state["rows_drawn"])
     trainer.load_progress_state(state["progress"])
-    _trim_metrics(run)
+    if is_main():
+        _trim_metrics(run)
+        _supersede(run)
+    barrier()
 
 
 def _trim_metrics(run: Run) -> None:
@@ -108,7 +125,20 @@ def _trim_metrics(run: Run) -> None:
         kept = [
             line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step
         ]
-        path.write_text("".join(kept), encoding="utf-8")
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def _supersede(run: Run) -> None:
+    """Rename checkpoints of later steps: those steps are about to be run and saved again."""
+    for folder in checkpoints(run.folder):
+        if step_of(folder) > run.step:
+            number = 1
+            while (kept := folder.with_name(f"superseded-{number}-{folder.name}")).exists():
+                number += 1
+            os.replace(folder, kept)
+            run.note(f"{folder.name} is after the checkpoint resumed from: kept as {kept.name}")
 
 
 def load_adapters(run: Run, folder: Path) -> dict[str, Any]:
@@ -123,7 +153,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     """The JSON state of a checkpoint; a part that is missing is an error."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        missing = {"step", "rows_drawn", "scheduler", "progress", "components"} - state.keys()
+        missing = {
+            "step",
+            "tasks",
+            "rows_drawn",
+            "scheduler",
+            "progress",
+            "components",
+        } - state.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"cannot read {STATE}: {error}", where=str(folder), fix="choose another checkpoint"

@@ -38,7 +38,11 @@ def barrier() -> None:
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum a tensor over all processes, in place; every process holds the same bits after it."""
     if _active():
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        on_gpu = dist.get_backend() == "nccl" and tensor.device.type == "cpu"
+        moved = tensor.cuda() if on_gpu else tensor  # nccl reduces GPU memory only
+        dist.all_reduce(moved, op=dist.ReduceOp.SUM)
+        if on_gpu:
+            tensor.copy_(moved)
     return tensor
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+from pydantic import ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtlcore import seeds
@@ -28,6 +30,7 @@ from mtlcore.model.backbone import MultiTaskModel, load_backbone
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import GenerationRecipe, Recipe
+from mtlcore.versions import versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 """The resolved recipe in a run's folder."""
-VERSIONS_OF = ("mtlcore", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors")
 
 
 class Run:
@@ -60,8 +62,7 @@ class Run:
         self.notes: list[str] = []
         self.plugins = PluginManager.load(local=recipe.plugins.load, disable=recipe.plugins.disable)
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if recipe.training.bf16 else "no",
-            log_with=list(recipe.training.report_to) or None,
+            log_with=trackers(recipe.training.report_to) if splits else None,
             project_dir=str(folder),
             cpu=on_cpu_processes(),
         )
@@ -76,6 +77,7 @@ class Run:
         backbone = load_backbone(recipe.model, self.device)
         self.model = MultiTaskModel(backbone, layout, recipe.lora, seed=self.seed)
         self._prepare_model()
+        self._describe_tasks()
 
     def _create_components(self) -> None:
         recipe = self.recipe
@@ -112,6 +114,11 @@ class Run:
         for message in (note for task in self.tasks for note in task.notes):
             self.note(message)
 
+    def _describe_tasks(self) -> None:
+        """Account for every row that was read."""
+        for task in self.tasks if self._has_data else ():
+            self.note(task.describe())
+
     def _prepare_model(self) -> None:
         if self.recipe.model.attn_implementation == "padded":
             self.model.flat_problem = "the recipe asks for padding"
@@ -143,8 +150,7 @@ class Run:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed precision of the recipe."""
-        context: AbstractContextManager[Any] = self.accelerator.autocast()
-        return context
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.training.bf16)
 
     @torch.no_grad()
     def evaluate_losses(self, batch: Batch) -> Tensor:
@@ -175,9 +181,12 @@ class Run:
         per task. With `save_as` predictions, scores and audit findings are kept in that folder of
         the run's ``predictions/``.
         """
+        names = [task.name for task in self.tasks] if tasks is None else list(tasks)
+        chosen = [self.task(name) for name in names]
         if not self._has_data:
             self._load_tasks(SPLITS)
-        chosen = self.tasks if tasks is None else [self.task(name) for name in tasks]
+            self._describe_tasks()
+            chosen = [self.task(name) for name in names]
         scores: dict[str, TaskScore] = {}
         answers: dict[str, list[Prediction]] = {}
         for task in chosen:
@@ -290,7 +299,7 @@ class Run:
         indices = [SHARED_ONLY if name is None else self.task(name).index for name in names]
         recipes = {self.tasks[i].recipe.generation for i in indices if i != SHARED_ONLY}
         base = recipes.pop() if len(recipes) == 1 else GenerationRecipe()
-        merged = GenerationRecipe.model_validate({**base.model_dump(), **options})
+        merged = _generation_options(base, options)
         ids = [self.tokenizer(prompt).input_ids for prompt in prompts]
         ids = [i[:-1] if len(i) > 1 and i[-1] == self.tokenizer.eos_token_id else i for i in ids]
         return self.continue_prompts(ids, indices, merged)
@@ -340,9 +349,8 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """Versions, device, active plugins and data fingerprints: what a run depended on."""
-        installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
         return {
-            "versions": {n: metadata.version(n) for n in VERSIONS_OF if n in installed},
+            "versions": versions(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "device": str(self.device),
@@ -354,11 +362,48 @@ class Run:
         }
 
 
+def trackers(names: Sequence[str]) -> list[str] | None:
+    """The names of `report_to`; one that is unknown or not installed is a UserError.
+
+    accelerate itself leaves out a tracker whose package is missing, and says nothing.
+    """
+    known = {tracker.value for tracker in LoggerType} - {"all"}
+    available = {tracker.value for tracker in get_available_trackers()}
+    for name in names:
+        if name not in available:
+            raise UserError(
+                f"the tracker {name!r} is " + ("not installed" if name in known else "unknown"),
+                where="training.report_to",
+                fix=f"pip install 'mtlcore[{name}]', or the package {name}"
+                if name in known
+                else did_you_mean(name, known),
+            )
+    return list(names) or None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, its folder made when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def _generation_options(base: GenerationRecipe, options: Mapping[str, Any]) -> GenerationRecipe:
+    for name in options:
+        if name not in GenerationRecipe.model_fields:
+            raise UserError(
+                f"generation has no option {name!r}",
+                fix=did_you_mean(name, GenerationRecipe.model_fields),
+            )
+    try:
+        return GenerationRecipe.model_validate({**base.model_dump(), **options})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"generation.{name}: {first['msg']}, found {first['input']!r}",
+            fix="see generation in docs/recipe.md",
+        ) from None
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

@@ -35,7 +35,8 @@ class StepRecord:
     """What one step did; `metrics.jsonl` has one line per record.
 
     `task_seconds` shares the step's `seconds` out by tokens: the tasks run in one pass together.
-    `peak_memory_mb` is the process's (or the GPU's) so far.
+    `peak_memory_mb` is that of the step on a GPU, of the process so far on a CPU;
+    `task_peak_memory_mb` the highest of the steps so far that had rows of the task.
     """
 
     step: int
@@ -49,6 +50,7 @@ class StepRecord:
     task_seconds: dict[str, float] = field(default_factory=dict)
     penalties: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
+    task_peak_memory_mb: dict[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -92,6 +94,7 @@ class Trainer:
         self.best_step: int | None = None
         self.stale_evaluations = 0
         self.had_effect = False
+        self.task_peaks = [0.0] * len(run.tasks)
         self.penalties: dict[str, float] = {}
 
     # -- one step -----------------------------------------------------------------------------
@@ -100,6 +103,8 @@ class Trainer:
         """One optimizer step: this is the page to read first."""
         run, gradients = self.run, self.gradients
         started = time.perf_counter()
+        if run.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(run.device)
         batches = self.next_batches()  # micro-batches of rows of several tasks, sorted by task
         gradients.start(torch.tensor([batch.counts for batch in batches]).sum(0).tolist())
         weights: Tensor | Direction | None = None  # [T'] or [S, T'], T' tasks in this step
@@ -261,6 +266,10 @@ class Trainer:
         tokens = torch.tensor([batch.tokens for batch in batches]).sum(0)
         all_reduce_sum(rows)
         all_reduce_sum(tokens)
+        peak = peak_memory_mb(self.run.device)
+        for task, count in enumerate(rows.tolist()):
+            if count:
+                self.task_peaks[task] = max(self.task_peaks[task], peak)
         return StepRecord(
             step=self.run.step,
             losses={names[task]: loss for task, loss in gradients.raw_losses().items()},
@@ -272,7 +281,8 @@ class Trainer:
             seconds=seconds,
             task_seconds=dict(zip(names, (tokens / tokens.sum() * seconds).tolist(), strict=True)),
             penalties=penalties,
-            peak_memory_mb=peak_memory_mb(self.run.device),
+            peak_memory_mb=peak,
+            task_peak_memory_mb=dict(zip(names, self.task_peaks, strict=True)),
         )
 
     # -- the run ------------------------------------------------------------------------------
@@ -289,7 +299,8 @@ class Trainer:
             run.accelerator.init_trackers(recipe.run_name or run.folder.name)
         run.plugins.hook.mtlcore_stage_start(run=run, stage=STAGE)
         with Progress(self.total_steps, run.step) as progress:
-            while run.step < self.total_steps:
+            stop = self._is_stale()  # a run that had stopped early and is resumed
+            while run.step < self.total_steps and not stop:
                 torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
                 record = self.train_step()
                 progress.step(record)
@@ -298,12 +309,11 @@ class Trainer:
                 stop = self._due(recipe.eval_steps) and self._evaluate(progress)
                 if self._due(recipe.save_steps) or run.step == self.total_steps or stop:
                     self.save()
-                if stop:
-                    run.note(
-                        f"stopped early at step {run.step}: no better {self._metric} since "
-                        f"step {self.best_step}"
-                    )
-                    break
+        if stop:
+            run.note(
+                f"stopped early at step {run.step}: no better {self._metric} since "
+                f"step {self.best_step}"
+            )
         if recipe.load_best_model_at_end and self.best_step not in (None, run.step):
             assert self.best_step is not None
             checkpoint.load_adapters(run, checkpoint.checkpoint_folder(run.folder, self.best_step))
@@ -364,18 +374,28 @@ class Trainer:
                 where="training.metric_for_best_model",
                 fix=f"choose one of {', '.join(sorted(flat))}",
             )
-        greater = self.recipe.greater_is_better
-        if greater is None:
-            greater = not self._metric.endswith("_loss")
         value = flat[self._metric]
-        sign = 1 if greater else -1
+        sign = 1 if self._greater_is_better() else -1
         if self.best_value is None or sign * value > sign * self.best_value:
             self.best_value, self.best_step, self.stale_evaluations = value, self.run.step, 0
             self.save()
         else:
             self.stale_evaluations += 1
+        return self._is_stale()
+
+    def _is_stale(self) -> bool:
         patience = self.recipe.early_stopping_patience
         return patience is not None and self.stale_evaluations >= patience
+
+    def _greater_is_better(self) -> bool:
+        """As the recipe says, else as the metric itself does."""
+        if self.recipe.greater_is_better is not None:
+            return self.recipe.greater_is_better
+        for task, evaluators in self.run.evaluators.items():
+            for evaluator in evaluators:
+                if self._metric == f"eval_{task}_{evaluator.name}":
+                    return evaluator.greater_is_better
+        return not self._metric.endswith("_loss")
 
     def save(self) -> None:
         """Write a checkpoint of this step and prune old ones."""
@@ -444,7 +464,7 @@ class Trainer:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The highest memory use so far: of the GPU if there is one, else of this process."""
+    """The highest memory use: of the GPU since its last reset, else of this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     bytes_per_unit = 1 if sys.platform == "darwin" else 2**10

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipes import write_tiny_recipe
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mtlcore-loss-share"
 
 TRY = """
@@ -73,6 +75,23 @@ def test_an_installed_plugin_is_listed(python, tmp_path):
 
 def test_an_installed_plugin_is_made_by_name_and_answers_its_hook(python, tmp_path):
     call(python, tmp_path, "-c", TRY)
+
+
+def test_a_recipe_names_it_and_its_run_records_it(python, tiny_model, tmp_path):
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    change = ["weighting={name: loss_share, power: 2}", "training.max_steps=2"]
+    call(python, tmp_path, "-m", "mtlcore.cli", "train", str(recipe), *change)
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert "mtlcore-loss-share" in {plugin["distribution"] for plugin in environment["plugins"]}
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    squares = {task: weighted(task, loss) ** 2 for task, loss in line["losses"].items()}
+    for task, square in squares.items():
+        assert line["weights"][task] == pytest.approx(square / sum(squares.values()), rel=1e-4)
+
+
+def weighted(task, loss):
+    """The loss as a weighting sees it: times the task's `loss_weight` in the recipe."""
+    return loss * (2.0 if task == "spelling" else 1.0)
 
 
 def test_the_tests_of_the_example_pass(python, tmp_path):

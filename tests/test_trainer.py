@@ -340,3 +340,111 @@ def test_exports_of_a_run_load(target: str, tiny_run: Path, tmp_path: Path) -> N
     assert "config.json" in names if target == "merged" else "adapter_config.json" in names
     with pytest.raises(UserError, match="nothing chosen"):
         run.export(tmp_path / "none")
+
+
+def test_tensorboard_gets_the_numbers_and_a_missing_tracker_is_an_error(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    mtlcore.train(recipe, ["training.report_to=[tensorboard]", "training.max_steps=2"])
+    events = list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    assert any(b"train/sentiment/losses" in event.read_bytes() for event in events)
+    other = ["training.output_dir=elsewhere"]
+    with pytest.raises(UserError, match=r"'wandb' is not installed\n.*mtlcore\[wandb\]"):
+        mtlcore.train(recipe, ["training.report_to=[wandb]", *other])
+    with pytest.raises(UserError, match=r"unknown\n.*did you mean 'tensorboard'"):
+        mtlcore.train(recipe, ["training.report_to=[tensorbord]", *other])
+
+
+def test_bf16_trains_beside_fp32_in_one_process(tiny_model: Path, tmp_path: Path) -> None:
+    losses = []
+    for name, bf16 in (("a", "false"), ("b", "true")):
+        folder = tmp_path / name
+        folder.mkdir()
+        recipe = write_tiny_recipe(folder, tiny_model)
+        mtlcore.train(recipe, [f"training.bf16={bf16}", "training.max_steps=2"])
+        losses.append([line["loss"] for line in metrics(folder / "run")])
+        assert all(v.dtype == torch.float32 for v in final_adapters(folder / "run").values())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+
+
+def test_resuming_from_an_earlier_checkpoint_keeps_later_ones_aside(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    run = mtlcore.train(recipe, ["training.save_total_limit=1"], resume=False)
+    assert [path.name for path in checkpoint.checkpoints(run.folder)] == ["step-000006"]
+    shutil.rmtree(run.folder)
+    mtlcore.train(recipe)
+    start = run.folder / "checkpoints" / "step-000002"
+    again = mtlcore.train(recipe, ["training.max_steps=4"], resume=start)
+    names = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+    assert names == [
+        "step-000002", "step-000004", "superseded-1-step-000004", "superseded-1-step-000006",
+    ]  # fmt: skip
+    assert sum("superseded" in note for note in again.notes) == 2
+
+
+def test_resuming_with_other_tasks_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model, sharing="{shared: 4, own: 0}")
+    mtlcore.train(recipe, ["training.max_steps=2"])
+    text = recipe.read_text().replace("sentiment:\n", "mood:\n")
+    recipe.write_text(text)
+    with pytest.raises(UserError, match="the checkpoint's tasks are"):
+        mtlcore.train(recipe, resume=True)
+
+
+def test_a_task_penalty_is_added_to_its_loss(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "extra.py").write_text(PENALTY)
+    recipe = write_tiny_recipe(
+        tmp_path, tiny_model, plugins="[./extra.py]", regularization="[twice]",
+        training=training_part(tmp_path, max_steps=1),
+    )  # fmt: skip
+    doubled = mtlcore.train(recipe)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    recipe = write_tiny_recipe(
+        plain, tiny_model, regularization="[]", training=training_part(plain, max_steps=1)
+    )
+    mtlcore.train(recipe)
+    with_penalty, without = metrics(doubled.folder)[0], metrics(plain / "run")[0]
+    for task, loss in without["losses"].items():
+        assert with_penalty["losses"][task] == pytest.approx(2 * loss, rel=1e-5)
+
+
+PENALTY = """
+from mtlcore.components import Penalty, Regularizer
+
+class Twice(Regularizer):
+    '''Add each task's loss to itself.'''
+
+    name = "twice"
+    acts_on = "task"
+
+    def mtlcore_penalties(self, run, batch, outputs):
+        return [Penalty("twice", "task", outputs.loss_sums)] if batch else []
+"""
+
+
+def test_generation_options_are_checked(tiny_run: Path) -> None:
+    run = mtlcore.load(tiny_run)
+    with pytest.raises(UserError, match="did you mean 'max_new_tokens'"):
+        run.generate(["x"], "spelling", max_newtokens=5)
+    with pytest.raises(UserError, match=r"generation.max_new_tokens: .* found 0"):
+        run.generate(["x"], "spelling", max_new_tokens=0)
+
+
+def test_a_recipe_may_be_a_mapping(tiny_model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a long day"}\n{"text": "a short day"}\n' * 6)
+    run = mtlcore.train(
+        {
+            "model": {"name_or_path": str(tiny_model)},
+            "tasks": {"days": {"train": str(rows), "format": "text"}},
+            "training": {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 2},
+        },
+        ["training.max_steps=2"],
+    )
+    assert run.step == 2
+    assert run.evaluate("eval").overall is None

@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-PACKAGES = (
-    "mtlcore torch transformers peft accelerate datasets safetensors pydantic pluggy typer triton"
-)
+from mtlcore.versions import versions
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -28,16 +26,9 @@ def environment() -> dict[str, Any]:
     """Versions of packages, device, cores and threads."""
     import os
     import platform
-    from importlib import metadata
 
-    versions = {}
-    for package in PACKAGES.split():
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     facts: dict[str, Any] = {
-        "versions": versions,
+        "versions": versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),

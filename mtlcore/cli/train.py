@@ -26,13 +26,11 @@ def train(
     """Train a recipe."""
     from mtlcore.recipe_file import read_recipe
 
-    read_recipe(recipe, overrides or ())  # tells what is wrong before seconds go to torch
+    loaded = read_recipe(recipe, overrides or ())  # says what is wrong before torch takes seconds
 
     from mtlcore.api import train
 
-    run = train(
-        recipe, tuple(overrides or ()), resume=True if resume == "auto" else resume or False
-    )
+    run = train(loaded, resume=True if resume == "auto" else resume or False)
     typer.echo(f"run folder: {run.folder}")
 
 

@@ -58,8 +58,6 @@ def run_demo(tiny: bool = False, overrides: Sequence[str] = (), out: Path | None
     from mtlcore.trainer import Trainer
 
     run = Run(loaded.recipe, folder)
-    for task in run.tasks:
-        run.note(task.describe())
     console.print("scoring the untuned model on the test rows")
     before = run.evaluate("test", save_as="before")
     Trainer(run).train()

@@ -223,6 +223,7 @@ def find_targets(
     if target_modules == "all-linear":
         found = linear
     elif isinstance(target_modules, str):
+        _require_pattern(target_modules)
         found = {name: m for name, m in linear.items() if re.fullmatch(target_modules, name)}
     else:
         missing = [t for t in target_modules if not any(_ends_with(n, t) for n in linear)]
@@ -242,6 +243,17 @@ def find_targets(
             fix=f"its linear layers are {', '.join(ends)}",
         )
     return found
+
+
+def _require_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"{pattern!r} is not a regular expression: {error}",
+            where="lora.target_modules",
+            fix="a text is a regular expression; for layers by name give a list, e.g. [q_proj]",
+        ) from None
 
 
 def _ends_with(name: str, target: str) -> bool:

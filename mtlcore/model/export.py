@@ -60,8 +60,8 @@ def merged_model(
         if ".lora_A." in name or ".lora_B." in name:
             continue
         owner, _, leaf = name.rpartition(".")
-        if owner.endswith(".base"):
-            path = owner.removesuffix(".base")
+        path = owner.removesuffix(".base")
+        if path != owner and path in model.layers:
             if leaf == "weight":
                 value = _merged_weight(model.layers[path], adapters, value)
             name = f"{path}.{leaf}"

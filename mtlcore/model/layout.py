@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,12 +107,6 @@ class Layout:
                 fix="give sharing.shared, sharing.own or a group a rank above 0",
             )
         return cls(tuple(task_names), tuple(adapters))
-
-    def task_index(self, name: str) -> int:
-        """The index of a task; an unknown name is a UserError."""
-        if name not in self.task_names:
-            raise UserError(f"unknown task {name!r}", fix=did_you_mean(name, self.task_names))
-        return self.task_names.index(name)
 
 
 class Segment(NamedTuple):

@@ -227,3 +227,8 @@ def test_logits_are_computed_at_labelled_positions_only() -> None:
     batch = batch_of(examples(LENGTHS, tasks=TASKS), 3)
     model(batch)
     assert widths == [(1, sum(batch.counts), VOCABULARY)]
+
+
+def test_a_broken_regular_expression_is_named() -> None:
+    with pytest.raises(UserError, match="not a regular expression"):
+        multi_task(target_modules="q_proj[")
