@@ -38,6 +38,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from benchmarks.harness import Result, interleave, main, ratios, result, seconds
 from benchmarks.step import TOLERANCE, as_ours, by_factor, compare
+from mtlcore.cache import cache_folder
 from mtlcore.data.batches import collate, plan_rows
 from mtlcore.data.example import Example
 from mtlcore.demo.model import fetch_model
@@ -50,6 +51,8 @@ from mtlcore.trainer import Trainer
 
 Step = list[Example]
 
+CASES = {"demo": "demo, 16 rows a step", "long": "demo and BoolQ, 16 rows a step"}
+LABELS = '["no", "yes"]'
 STEPS, ROUNDS, ROWS = 4, 10, 16  # steps of each variant in a round, rounds, rows of a step
 OURS = {
     "single": ("sharing=null", "weighting=equal"),
@@ -71,6 +74,26 @@ def quiet_run(recipe: Recipe, folder: Path) -> Run:
         return Run(recipe, folder)
 
 
+def long_rows() -> list[str]:
+    """Overrides that put the larger set, with its BoolQ passages, in place of the demo's rows."""
+    folder = cache_folder() / "benchmark"
+    tasks = read_recipe(RECIPE, check_files=False).recipe.tasks
+    files = {"train": "train", "eval": "dev", "test": "test"}
+    changes = [
+        f"tasks.{task}.{split}={folder / task / name}.jsonl"
+        for task in tasks
+        for split, name in files.items()
+    ]
+    template = "{{ passage }}\\nQuestion: {{ question }}\\nAnswer:"
+    parts = [f"{split}: {folder / 'boolq' / name}.jsonl" for split, name in files.items()]
+    parts += [
+        f'format: {{name: classification, labels: {LABELS}, template: "{template}"}}',
+        "columns: {text: passage, label: label}",
+        "metrics: [accuracy]",
+    ]
+    return [*changes, f"tasks.boolq={{{', '.join(parts)}}}"]
+
+
 class Rivals:
     """Our two trainers, and Hugging Face's on a PEFT model that starts as `single` does."""
 
@@ -78,7 +101,9 @@ class Rivals:
         self.steps, self.rounds, self.folder = options.steps, options.rounds, folder
         model = make_tiny_model(folder / "tiny") if options.tiny else fetch_model()
         total = 1 + self.steps * self.rounds  # the first step warms up
+        self.case = CASES["long" if options.long else "demo"]
         common = (
+            *(long_rows() if options.long else ()),
             f"model.name_or_path={model}",
             "model.dtype=float32",
             f"training.per_device_train_batch_size={ROWS}",
@@ -200,7 +225,7 @@ class Rivals:
         return stopwatch.elapsed
 
     def results(self, times: dict[str, list[float]]) -> list[Result]:
-        case = f"demo, {ROWS} rows a step"
+        case = self.case
         rounds = dict.fromkeys(OURS, self.rows["hf_default"]) | self.rows
         results = []
         for name, values in times.items():
@@ -314,6 +339,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="of each variant in a round")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help="the larger set, with BoolQ (made by python -m mtlcore.demo.build_data --large)",
+    )
     parser.add_argument("--tiny", action="store_true", help="a very small model: a smoke test")
     options, rest = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as folder:
