@@ -30,6 +30,8 @@ def train(
     loaded = _read(recipe, overrides)
     folder = loaded.output_dir
     start = _checkpoint_to_resume(folder, resume)
+    if start is not None:
+        _require_same_recipe(loaded.recipe, folder)
     run = Run(loaded.recipe, folder)
     for note in loaded.notes:
         run.note(note)
@@ -49,6 +51,46 @@ def _read(
     if isinstance(recipe, Mapping):
         return recipe_from_mapping(recipe, overrides)
     return read_recipe(recipe, overrides)
+
+
+MAY_CHANGE = (
+    "output_dir", "max_steps", "num_train_epochs", "per_device_eval_batch_size", "logging_steps",
+    "eval_steps", "eval_max_rows", "eval_metrics", "save_steps", "save_total_limit",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+    "early_stopping_patience", "report_to", "run_name",
+)  # fmt: skip
+"""Keys of `training` that a resumed run may change: they touch neither rows nor gradients."""
+
+
+def _require_same_recipe(recipe: Recipe, folder: Path) -> None:
+    """Refuse to go on with another seed, split, rank, method ...: that would be another run."""
+    if not (folder / RECIPE).is_file():
+        return
+    before = _flat(read_recipe(folder / RECIPE, check_files=False).recipe.model_dump(mode="json"))
+    now = _flat(recipe.model_dump(mode="json"))
+    allowed = {f"training.{key}" for key in MAY_CHANGE}
+    changed = [
+        f"{key}: {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in allowed
+    ]
+    if changed:
+        raise UserError(
+            "the recipe is not that of the run to be resumed: " + "; ".join(changed[:8]),
+            where=str(folder / RECIPE),
+            fix="repeat the key=value arguments of the first start (or resume with that file), "
+            "or train into another training.output_dir",
+        )
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(value, Mapping) or not value:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{path}.{key}" if path else str(key))
+    return found
 
 
 def _checkpoint_to_resume(folder: Path, resume: bool | str | Path) -> Path | None:

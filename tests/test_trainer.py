@@ -391,8 +391,22 @@ def test_resuming_with_other_tasks_is_refused(tiny_model: Path, tmp_path: Path) 
     mtlcore.train(recipe, ["training.max_steps=2"])
     text = recipe.read_text().replace("sentiment:\n", "mood:\n")
     recipe.write_text(text)
+    with pytest.raises(UserError, match=r"not that of the run to be resumed: tasks.mood"):
+        mtlcore.train(recipe, resume=True)
+    (tmp_path / "run" / "recipe.yaml").unlink()
     with pytest.raises(UserError, match="the checkpoint's tasks are"):
         mtlcore.train(recipe, resume=True)
+
+
+@pytest.mark.parametrize("change", ["training.seed=1", "lora.r=2", "weighting=equal"])
+def test_resuming_with_another_recipe_is_refused(
+    change: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    mtlcore.train(recipe, ["training.max_steps=2"])
+    with pytest.raises(UserError, match=f"resumed: .*{change.partition('=')[0]}"):
+        mtlcore.train(recipe, [change, "training.max_steps=4"], resume=True)
+    assert mtlcore.train(recipe, ["training.max_steps=4"], resume=True).step == 4
 
 
 def test_a_task_penalty_is_added_to_its_loss(tiny_model: Path, tmp_path: Path) -> None:
