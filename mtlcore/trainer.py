@@ -171,10 +171,17 @@ class Trainer:
             return None
         needs = self.run.weighting.needs
         if needs == "nothing":
-            return self.weigh() if known is None else known  # type: ignore[return-value]
-        if needs == "losses" and micro_batches == 1 and world_size() == 1:
-            return self.weigh(self.gradients.mean_losses_of(outputs.loss_sums))  # type: ignore[return-value]
-        return None
+            weights = known if known is not None else self.weigh()
+        elif needs == "losses" and micro_batches == 1 and world_size() == 1:
+            weights = self.weigh(self.gradients.mean_losses_of(outputs.loss_sums))
+        else:
+            return None
+        if isinstance(weights, Direction):
+            raise MtlcoreError(
+                f"the weighting {self.run.weighting.name!r} gave a Direction, which is made of the "
+                f"rows of J, but declares needs = {needs!r}: set needs = 'rows' on its class"
+            )
+        return weights
 
     def weigh(self, losses: Tensor | None = None) -> Tensor | Direction:
         """Ask the weighting: mean losses [T'] of the present tasks -> weights."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import mtlcore
 from mtlcore import checkpoint
 from mtlcore.data.batches import plan_rows
-from mtlcore.errors import UserError
+from mtlcore.errors import MtlcoreError, UserError
 from mtlcore.recipe_file import read_recipe
 from mtlcore.run import Run
 from mtlcore.trainer import Trainer
@@ -462,3 +462,26 @@ def test_a_recipe_may_be_a_mapping(tiny_model: Path, tmp_path: Path) -> None:
     )
     assert run.step == 2
     assert run.evaluate("eval").overall is None
+
+
+DIRECTION = """
+import torch
+from mtlcore.components import Weighting
+from mtlcore.gradients import Direction
+
+class Hasty(Weighting):
+    '''Give a direction without having asked for the rows.'''
+
+    name = "hasty"
+    needs = "losses"
+
+    def mtlcore_weigh_tasks(self, run, losses, gradients):
+        return Direction(torch.zeros(gradients.arena.shared_size))
+"""
+
+
+def test_a_direction_needs_the_rows(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "hasty.py").write_text(DIRECTION)
+    recipe = write_tiny_recipe(tmp_path, tiny_model, weighting="hasty", plugins="[./hasty.py]")
+    with pytest.raises(MtlcoreError, match="set needs = 'rows'"):
+        mtlcore.train(recipe)
