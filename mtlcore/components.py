@@ -66,12 +66,36 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A picture of the report.
+
+    "lines" and "points": `series` by name, each a list of (x, y).
+    "bars": `series` by name, each a list of (position, value); `labels` names the positions.
+    "heatmap": `values` [rows, columns] with `labels` for the rows and `columns` for the columns;
+        None is a cell without a value.
+    """
+
+    kind: Literal["lines", "points", "bars", "heatmap"]
+    title: str
+    series: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    values: Sequence[Sequence[float | None]] = ()
+    x_label: str = ""
+    y_label: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of the report: a title, paragraphs of plain text, and a table (column -> values)."""
+    """A part of the report: a title, paragraphs of plain text, a table and charts.
+
+    `table` is column -> values. Everything is text or numbers: the page escapes it.
+    """
 
     title: str
     text: tuple[str, ...] = ()
     table: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    charts: tuple[Chart, ...] = ()
 
 
 class Component:
@@ -84,6 +108,8 @@ class Component:
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""  # title (venue), URL
     needs: ClassVar[Needs] = "nothing"  # what it reads of the gradients of a step
+    needs_pooled: ClassVar[bool] = False  # whether it reads `outputs.pooled`
+    carries_over: ClassVar[bool] = False  # whether a run that starts from another takes its state
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Mark every method named `mtlcore_*`: without its marker an override would be lost."""
@@ -139,7 +165,7 @@ class Sampler(Component):
         """
         import torch
 
-        shares = self._checked_shares(run, step)
+        shares = self.expected_shares(run, step)
         total = rows_per_step(run)
         generator = run.generator(step, "sampling")
         offset = torch.rand((), generator=generator, dtype=torch.float64).item()
@@ -155,7 +181,8 @@ class Sampler(Component):
         counts[last] += total - reached
         return counts
 
-    def _checked_shares(self, run: Run, step: int) -> list[float]:
+    def expected_shares(self, run: Run, step: int) -> list[float]:
+        """What `shares` gives, checked, with the tasks that are not trained now left out: [T]."""
         shares = [float(share) for share in self.shares(run, step)]
         if len(shares) != len(run.tasks):
             raise ValueError(
@@ -165,7 +192,12 @@ class Sampler(Component):
             raise ValueError(
                 f"shares of sampling {self.name!r} must be >= 0 with sum 1, found {shares}"
             )
-        return shares
+        # Tasks of other stages get no rows; those of this one share what is left as before.
+        pairs = zip(shares, run.tasks, strict=True)
+        trained = [share * run.is_active(task) for share, task in pairs]
+        if not sum(trained):
+            raise ValueError(f"sampling {self.name!r} has no share for any task of this stage")
+        return [share / sum(trained) for share in trained]
 
 
 class RowChooser(Component):
@@ -256,7 +288,53 @@ class Format(Component):
         raise NotImplementedError(f"format {self.name!r} must implement `example`")
 
 
+class Aggregator(Component):
+    """Makes one number of the tasks' primary scores: implement `aggregate`."""
+
+    kind = "overall"
+
+    def aggregate(self, values: Mapping[str, float]) -> float:
+        """Task name -> score in 0 (worst) .. 1 (best); the result lies there too."""
+        raise NotImplementedError(f"overall {self.name!r} must implement `aggregate`")
+
+
+class Replay(Component):
+    """Keeps rows and trains on them again: implement `mtlcore_add_rows` and `mtlcore_stage_end`.
+
+    An added row keeps the name of its task. What is kept is the component's state.
+    """
+
+    kind = "replay"
+
+
+class Monitor(Component):
+    """Measures the tasks while they are trained, and changes nothing.
+
+    Implement `mtlcore_before_update` (gradients) or `mtlcore_step_end` (the step's record), and
+    `mtlcore_report`.
+    """
+
+    kind = "monitoring"
+
+
 class Auditor(Component):
-    """Looks for bias and other faults in predictions: implement `mtlcore_audit`."""
+    """Looks for bias and other faults in predictions: implement `audit`.
+
+    every_n_steps: also audit the eval split every so many steps; at the end it is always audited.
+    fail_above: a finding beyond it is a failure: the run is kept, and the command ends with 3.
+    Both are options of the subclass's constructor if it offers them.
+    """
 
     kind = "auditing"
+    every_n_steps: int | None = None
+    fail_above: float | None = None
+
+    def audit(self, run: Run, predictions: Mapping[str, Sequence[Prediction]]) -> list[Finding]:
+        """Findings on the predictions of all tasks (task name -> predictions)."""
+        raise NotImplementedError(f"auditing {self.name!r} must implement `audit`")
+
+    def mtlcore_audit(
+        self, run: Run, predictions: Mapping[str, Sequence[Prediction]]
+    ) -> list[Finding]:
+        """What `audit` finds."""
+        return self.audit(run, predictions)

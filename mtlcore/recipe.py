@@ -143,6 +143,39 @@ class GenerationRecipe(Section):
     num_beams: Int = Field(default=1, gt=0, description="Beams of beam search; 1 is none.")
 
 
+class CleaningRecipe(Section):
+    """What is done to the rows of a task before they are split; all of it is off by default."""
+
+    unicode: Literal["keep", "NFC", "NFKC"] = Field(
+        default="keep", description="Unicode normal form of every text column."
+    )
+    whitespace: bool = Field(
+        default=False, description="Strip texts; make runs of white space one space."
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep", description="Rows whose texts and label equal those of an earlier one."
+    )
+    leakage: Literal["keep", "drop"] = Field(
+        default="keep", description="Train rows whose texts stand among the eval or test rows too."
+    )
+
+
+class HeadRecipe(Section):
+    """What answers the task: `classification`, or `{name: classification, pooling: mean}`."""
+
+    name: Literal["classification"] = Field(
+        description="classification: a linear layer of the task's own on pooled hidden states."
+    )
+    pooling: Literal["last", "mean"] = Field(
+        default="last", description="Hidden state of the last prompt token, or the mean of all."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class TaskRecipe(Section):
     """One task: its rows, how they become text, and how it is scored."""
 
@@ -166,6 +199,25 @@ class TaskRecipe(Section):
         default=ComponentSpec(name="shuffled"), description="Which rows of the task come next."
     )
     generation: GenerationRecipe = Field(default=GenerationRecipe(), description="How it answers.")
+    head: HeadRecipe | None = Field(
+        default=None, description="A head of its own; without one the language model answers."
+    )
+    cleaning: CleaningRecipe = Field(
+        default=CleaningRecipe(), description="Normal forms, duplicates and leaked rows."
+    )
+    lora_dropout: Float | None = Field(
+        default=None, ge=0, lt=1, description="Dropout on its rows; default lora.lora_dropout."
+    )
+    weight_decay: Float | None = Field(
+        default=None, ge=0, description="Of its own weights; default training.weight_decay."
+    )
+    label_smoothing_factor: Float | None = Field(
+        default=None, ge=0, lt=1, description="Default training.label_smoothing_factor."
+    )
+    early_stopping_patience: PositiveInt | None = Field(
+        default=None,
+        description="Stop this task after so many evaluations without a better score of its own.",
+    )
     role: Literal["main", "auxiliary"] = Field(
         default="main", description="auxiliary: learned for the sake of the main tasks."
     )
@@ -204,6 +256,9 @@ class GroupRecipe(Section):
 
     tasks: list[str] = Field(min_length=1, description="Names of the member tasks.")
     r: Int = Field(gt=0, description="Rank of the group's adapter.")
+    layers_to_transform: list[Int] | None = Field(
+        default=None, description="Blocks of the network that have it, from 0; default all."
+    )
 
 
 class SharingRecipe(Section):
@@ -215,6 +270,27 @@ class SharingRecipe(Section):
     )
     groups: dict[str, GroupRecipe] = Field(
         default={}, description="Adapters of groups of tasks, by name."
+    )
+    shared_layers: list[Int] | None = Field(
+        default=None, description="Blocks that have the shared adapter, from 0; default all."
+    )
+    own_layers: list[Int] | None = Field(
+        default=None, description="Blocks that have the tasks' own adapters; default all."
+    )
+
+
+class BottleneckRecipe(Section):
+    """A second kind of adapter: a small network after chosen layers (Houlsby et al., ICML 2019)."""
+
+    shared: Int = Field(default=0, ge=0, description="Width of the one that all tasks share.")
+    own: Int = Field(default=0, ge=0, description="Width of the one that each task has for itself.")
+    non_linearity: Literal["relu", "gelu", "silu", "tanh"] = Field(
+        default="relu", description="Between its down and its up projection."
+    )
+    scaling: Float = Field(default=1.0, gt=0, description="Multiplies what it adds.")
+    target_modules: str | list[str] = Field(
+        default="last-linear",
+        description="last-linear (of each block), a list of module names, or a regular expression.",
     )
 
 
@@ -245,6 +321,9 @@ class TrainingRecipe(Section):
     )
     seed: Int = Field(default=0, ge=0, description="Seed of everything that is drawn.")
     weight_decay: Float = Field(default=0.0, ge=0, description="AdamW's weight decay.")
+    label_smoothing_factor: Float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the target spread over all tokens or labels."
+    )
     max_grad_norm: Float = Field(
         default=1.0, ge=0, description="Gradients are clipped to it; 0 is off."
     )
@@ -312,6 +391,44 @@ class TrainingRecipe(Section):
         return value
 
 
+class StageRecipe(Section):
+    """A part of the run with tasks of its own: `{name: domain, tasks: [corpus], max_steps: 50}`."""
+
+    name: Text = Field(description="Its name in the log, the record and the hooks.")
+    tasks: list[str] = Field(min_length=1, description="The tasks that are trained in it.")
+    max_steps: PositiveInt | None = Field(
+        default=None, description="Its optimizer steps; default from num_train_epochs."
+    )
+    num_train_epochs: Float | None = Field(
+        default=None, gt=0, description="Default training.num_train_epochs."
+    )
+    learning_rate: Float | None = Field(
+        default=None, gt=0, description="Default training.learning_rate."
+    )
+
+
+class StartRecipe(Section):
+    """A finished run to go on from, with its tasks: what `mtlcore adapt` writes."""
+
+    run: Text = Field(description="The folder of that run.")
+    step: Int | None = Field(default=None, ge=0, description="Its checkpoint; default its last.")
+    own_from: dict[str, str] = Field(
+        default={}, description="New task -> old task whose own adapter it starts from."
+    )
+    nearest: bool = Field(
+        default=True,
+        description="Other new tasks start from the old task whose adapters fit their rows best.",
+    )
+    freeze_own: bool = Field(
+        default=True, description="The old tasks' own adapters and heads are not trained."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: object) -> object:
+        return {"run": value} if isinstance(value, str) else value
+
+
 class PluginsRecipe(Section):
     """Plugins of this run: `{load: [./mine.py], disable: [name]}`; a plain list is `load`."""
 
@@ -355,6 +472,15 @@ class Recipe(Section):
         default=None,
         description="Shared, group and own ranks; without it one shared adapter of lora.r.",
     )
+    bottleneck: BottleneckRecipe | None = Field(
+        default=None, description="Bottleneck adapters beside LoRA; without it there are none."
+    )
+    start: StartRecipe | None = Field(
+        default=None, description="A finished run to go on from; without it a fresh start."
+    )
+    stages: list[StageRecipe] = Field(
+        default=[], description="Parts of the run, in order; without them one with all tasks."
+    )
     weighting: ComponentSpec = Field(
         default=ComponentSpec(name="equal"),
         description="How the tasks' gradients become one update.",
@@ -366,7 +492,17 @@ class Recipe(Section):
     regularization: list[ComponentSpec] = Field(
         default=[], description="Penalties added to the loss."
     )
+    replay: ComponentSpec | None = Field(
+        default=None, description="Which rows of earlier stages and runs are trained on again."
+    )
+    monitoring: list[ComponentSpec] = Field(
+        default=[], description="Observers that measure the tasks while they are trained."
+    )
     auditing: list[ComponentSpec] = Field(default=[], description="Checks for bias and leaks.")
+    overall: ComponentSpec = Field(
+        default=ComponentSpec(name="mean"),
+        description="How the tasks' primary scores become the one overall score.",
+    )
     training: TrainingRecipe = Field(default=TrainingRecipe(), description="The loop.")
     plugins: PluginsRecipe = Field(
         default=PluginsRecipe(), description="Plugins to load or to leave out."

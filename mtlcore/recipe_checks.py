@@ -45,6 +45,8 @@ def problems_between_fields(recipe: Recipe) -> list[FieldProblem]:
         *_tasks(recipe),
         *_sharing(recipe),
         *_names_used_twice(recipe),
+        *_stages(recipe),
+        *_start(recipe),
         *_schedule(recipe),
         *_best_model(recipe),
     ]
@@ -117,6 +119,7 @@ def _without_adapter(recipe: Recipe, sharing: SharingRecipe) -> Iterator[FieldPr
 def _names_used_twice(recipe: Recipe) -> Iterator[FieldProblem]:
     slots: list[tuple[KeyPath, Sequence[ComponentSpec]]] = [
         (("regularization",), recipe.regularization),
+        (("monitoring",), recipe.monitoring),
         (("auditing",), recipe.auditing),
     ]
     slots += [(("tasks", name, "metrics"), task.metrics) for name, task in recipe.tasks.items()]
@@ -124,6 +127,51 @@ def _names_used_twice(recipe: Recipe) -> Iterator[FieldProblem]:
         for name, count in Counter(spec.name for spec in specs).items():
             if count > 1:
                 yield FieldProblem(path, f"{name!r} stands here {count} times", "keep one", (path,))
+
+
+def _stages(recipe: Recipe) -> Iterator[FieldProblem]:
+    names = Counter(stage.name for stage in recipe.stages)
+    for index, stage in enumerate(recipe.stages):
+        path: KeyPath = ("stages", index)
+        if names[stage.name] > 1:
+            yield FieldProblem(
+                (*path, "name"), f"two stages are called {stage.name!r}", "rename one"
+            )
+        for place, task in enumerate(stage.tasks):
+            if task not in recipe.tasks:
+                fix = did_you_mean(task, recipe.tasks)
+                yield FieldProblem((*path, "tasks", place), f"no task {task!r}", fix)
+            elif task in stage.tasks[:place]:
+                yield FieldProblem((*path, "tasks", place), f"{task!r} stands here twice")
+        if stage.max_steps is not None and stage.num_train_epochs is not None:
+            yield FieldProblem(
+                (*path, "max_steps"), "num_train_epochs is given too", "give one of the two"
+            )
+    if not recipe.stages:
+        return
+    if recipe.training.max_steps is not None:
+        yield FieldProblem(
+            ("training", "max_steps"),
+            "has no meaning in a run with stages",
+            "give max_steps to each stage",
+            reads=(("stages",),),
+        )
+    trained = {task for stage in recipe.stages for task in stage.tasks}
+    idle = [task for task in recipe.tasks if task not in trained]
+    if idle and recipe.start is None:
+        yield FieldProblem(
+            ("stages",),
+            f"no stage trains {', '.join(idle)}",
+            "name it in the tasks of a stage, or remove the task",
+            reads=(("tasks",), ("stages",)),
+        )
+
+
+def _start(recipe: Recipe) -> Iterator[FieldProblem]:
+    for new, old in recipe.start.own_from.items() if recipe.start else ():
+        for task, path in ((new, ("start", "own_from")), (old, ("start", "own_from", new))):
+            if task not in recipe.tasks:
+                yield FieldProblem(path, f"no task {task!r}", did_you_mean(task, recipe.tasks))
 
 
 def _schedule(recipe: Recipe) -> Iterator[FieldProblem]:
@@ -149,15 +197,21 @@ def _best_model(recipe: Recipe) -> Iterator[FieldProblem]:
         for key in ("load_best_model_at_end", "early_stopping_patience")
         if getattr(training, key)
     ]
-    for key in users:
+    paths: list[KeyPath] = [("training", key) for key in users]
+    paths += [
+        ("tasks", name, "early_stopping_patience")
+        for name, task in recipe.tasks.items()
+        if task.early_stopping_patience
+    ]
+    for path in paths:
         if training.eval_steps is None:
             yield FieldProblem(
-                ("training", key),
+                path,
                 "needs scores from during the training, and eval_steps is not set",
                 "set training.eval_steps",
                 reads=(("training", "eval_steps"),),
             )
-    path: KeyPath = ("training", "metric_for_best_model")
+    path = ("training", "metric_for_best_model")
     metric = training.metric_for_best_model
     losses = {"eval_loss", *(f"eval_{task}_loss" for task in recipe.tasks)}
     scores = {"eval_overall"} | {

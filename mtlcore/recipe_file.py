@@ -18,7 +18,15 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from mtlcore.errors import Problem, RecipeError, did_you_mean
-from mtlcore.recipe import ComponentSpec, Recipe, Section, SourceRecipe, class_at
+from mtlcore.recipe import (
+    ComponentSpec,
+    HeadRecipe,
+    Recipe,
+    Section,
+    SourceRecipe,
+    StartRecipe,
+    class_at,
+)
 from mtlcore.recipe_aliases import Translator, spread_over_tasks
 from mtlcore.recipe_checks import FieldProblem, KeyPath
 from mtlcore.recipe_paths import resolve_paths
@@ -26,7 +34,12 @@ from mtlcore.recipe_validate import validate
 from mtlcore.recipe_yaml import Document, Place, UnreadableError, parse_value, read_document
 
 # values that may be written short: `pcgrad` is {name: pcgrad}, `a.jsonl` is {path: a.jsonl}
-SHORT_FORMS: dict[Any, str] = {ComponentSpec: "name", SourceRecipe: "path"}
+SHORT_FORMS: dict[Any, str] = {
+    ComponentSpec: "name",
+    SourceRecipe: "path",
+    HeadRecipe: "name",
+    StartRecipe: "run",
+}
 COMMAND_LINE = "command line"
 
 

@@ -59,6 +59,11 @@ def _all_paths(data: dict[str, Any]) -> Iterator[tuple[Any, Any, KeyPath, tuple[
     model = data.get("model")
     if isinstance(model, dict) and "name_or_path" in model:
         yield model, "name_or_path", ("model", "name_or_path"), ()
+    start = data.get("start")
+    if isinstance(start, str):
+        yield data, "start", ("start",), ()
+    elif isinstance(start, dict) and "run" in start:
+        yield start, "run", ("start", "run"), ()
     plugins = data.get("plugins")
     files = plugins.get("load") if isinstance(plugins, dict) else plugins
     for index in range(len(files)) if isinstance(files, list) else ():

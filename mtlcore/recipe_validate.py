@@ -24,6 +24,7 @@ STAND_INS: dict[str, Any] = {
     "name": "?",
     "path": "?",
     "r": 1,
+    "run": "?",
 }
 
 
@@ -145,13 +146,16 @@ def _right_key(path: KeyPath) -> str:
     known = class_at(path[:-1]).model_fields
     if match := nearest(key, known):
         return f"did you mean {match!r}?"
-    for name, field in Recipe.model_fields.items():
+    sections: dict[str, Any] = {}
+    for name in Recipe.model_fields:
         section = class_at((name, "any")) if name == "tasks" else class_at((name,))
-        inside = section.model_fields if hasattr(section, "model_fields") else {}
-        if section is not ComponentSpec and key in inside:
-            return f"it belongs under `{'tasks.<name>' if name == 'tasks' else name}`"
-        if section is not ComponentSpec and (match := nearest(key, inside)) and field:
-            where = "tasks.<name>" if name == "tasks" else name
+        if section is not ComponentSpec and hasattr(section, "model_fields"):
+            sections["tasks.<name>" if name == "tasks" else name] = section.model_fields
+    for where, inside in sections.items():
+        if key in inside:
+            return f"it belongs under `{where}`"
+    for where, inside in sections.items():
+        if match := nearest(key, inside):
             return f"did you mean `{where}.{match}`?"
     return did_you_mean(key, known)
 
@@ -187,6 +191,10 @@ def _mapping_words(class_name: str) -> str:
         return "a component's name, or `{name: ..., option: ...}`"
     if class_name == "SourceRecipe":
         return "a path, or `{path: ...}`"
+    if class_name == "HeadRecipe":
+        return "`classification`, or `{name: classification, pooling: ...}`"
+    if class_name == "StartRecipe":
+        return "the folder of a run, or `{run: ...}`"
     return "a mapping of keys to values"
 
 

@@ -35,7 +35,14 @@ from mtlcore.versions import versions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mtlcore.components import Component, Evaluator, Sampler, Weighting
+    from mtlcore.components import (
+        Aggregator,
+        Auditor,
+        Component,
+        Evaluator,
+        Sampler,
+        Weighting,
+    )
     from mtlcore.data.batches import Batch
     from mtlcore.data.example import Example
     from mtlcore.data.tasks import Split
@@ -51,7 +58,7 @@ class Run:
 
     `recipe`, `folder`, `tasks` (in the order of the recipe), `model`, `tokenizer`, `device`,
     `plugins`, `components` by key, `step` (optimizer steps done), `rows_drawn` [T] (rows drawn of
-    each task so far), `notes` (what the user was told).
+    each task so far), `active` [T], `notes` (what the user was told).
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, splits: Sequence[str] = SPLITS) -> None:
@@ -73,6 +80,7 @@ class Run:
         self.tasks: list[Task] = []
         self._load_tasks(splits)
         self.rows_drawn = [0] * len(self.tasks)
+        self.active = [True] * len(self.tasks)  # trained in the stage of now, and not stopped
         layout = Layout.build([task.name for task in self.tasks], recipe.lora, recipe.sharing)
         backbone = load_backbone(recipe.model, self.device)
         self.model = MultiTaskModel(backbone, layout, recipe.lora, seed=self.seed)
@@ -85,8 +93,15 @@ class Run:
         self.sampler: Sampler = self._add("sampling", recipe.sampling, "sampling")
         for index, spec in enumerate(recipe.regularization):
             self._add("regularization", spec, f"regularization[{index}]")
-        for index, spec in enumerate(recipe.auditing):
+        for index, spec in enumerate(recipe.monitoring):
+            self._add("monitoring", spec, f"monitoring[{index}]")
+        self.auditors: list[Auditor] = [
             self._add("auditing", spec, f"auditing[{index}]")
+            for index, spec in enumerate(recipe.auditing)
+        ]
+        if recipe.replay is not None:
+            self._add("replay", recipe.replay, "replay")
+        self.aggregator: Aggregator = self._add("overall", recipe.overall, "overall")
         self.evaluators: dict[str, list[Evaluator]] = {}
         for name, task in recipe.tasks.items():
             self._add("rows", task.rows, f"tasks.{name}.rows", task=name)
@@ -147,6 +162,10 @@ class Run:
         raise UserError(
             f"unknown task {name!r}", fix=did_you_mean(name, [task.name for task in self.tasks])
         )
+
+    def is_active(self, task: Task) -> bool:
+        """Whether the task is trained now: it belongs to the stage and has not stopped."""
+        return self.active[task.index]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed precision of the recipe."""

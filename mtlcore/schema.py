@@ -18,6 +18,9 @@ KIND_OF_SLOT = {
     "format": "format",
     "metrics": "evaluation",
     "rows": "rows",
+    "monitoring": "monitoring",
+    "replay": "replay",
+    "overall": "overall",
 }
 SPEC = {"$ref": "#/$defs/ComponentSpec"}
 
@@ -34,7 +37,8 @@ def recipe_schema(components: Iterable[Mapping[str, Any]]) -> Schema:
     )
     definitions["ComponentSpec"]["additionalProperties"] = True
     _short_form(definitions, "ComponentSpec")
-    _short_form(definitions, "SourceRecipe")
+    for name in ("SourceRecipe", "HeadRecipe", "StartRecipe"):
+        _short_form(definitions, name)
     definitions["PluginsRecipe"] = {
         "anyOf": [definitions["PluginsRecipe"], {"type": "array", "items": {"type": "string"}}]
     }
@@ -103,9 +107,11 @@ def _choice(rows: list[Mapping[str, Any]]) -> Schema:
 
 
 def _point_to(slot: Schema, reference: str) -> None:
-    """Let a slot (one component, or a list of them) refer to its own choice of components."""
+    """Let a slot (a component, a list, or null) refer to its own choice of components."""
     if "items" in slot:
         slot["items"] = {"$ref": reference}
+    elif "anyOf" in slot:  # or null
+        slot["anyOf"] = [{"$ref": reference}, *slot["anyOf"][1:]]
     else:
         slot["$ref"] = reference
 

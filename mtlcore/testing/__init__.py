@@ -51,6 +51,7 @@ def stand_in_run(
         step=0,
         seed=seed,
         rows_drawn=[0] * len(tasks),
+        is_active=lambda task: True,
         recipe=SimpleNamespace(training=training),
         generator=lambda step, *key: seeds.generator(seed, step, *key),
         **attributes,

@@ -1,0 +1,1 @@
+"""Keeping what was learned: penalties and memories."""
