@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "hookimpl", "load", "train"]
+__all__ = ["Run", "__version__", "adapt", "hookimpl", "load", "train"]
 
 if TYPE_CHECKING:
+    from mtlcore.adaptation import adapt
     from mtlcore.api import load, train
     from mtlcore.hookspecs import hookimpl
     from mtlcore.run import Run
 
-_HOMES = {"load": "api", "train": "api", "hookimpl": "hookspecs", "Run": "run"}
+_HOMES = {
+    "adapt": "adaptation",
+    "hookimpl": "hookspecs",
+    "load": "api",
+    "Run": "run",
+    "train": "api",
+}
 
 
 def __getattr__(name: str) -> Any:

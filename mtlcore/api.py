@@ -11,6 +11,7 @@ from mtlcore.errors import UserError
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
 from mtlcore.run import RECIPE, Run
+from mtlcore.start import take_over
 from mtlcore.trainer import Trainer
 
 
@@ -27,7 +28,13 @@ def train(
     ``"training.learning_rate=1e-4"``. `resume=True` goes on from the newest checkpoint in the run's
     folder, a path from that checkpoint; without it a folder that already holds a run is an error.
     """
-    loaded = _read(recipe, overrides)
+    trainer = prepare(_read(recipe, overrides), resume=resume)
+    trainer.train()
+    return trainer.run
+
+
+def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Trainer:
+    """A run that is ready to train: fresh, or at the checkpoint to go on from."""
     folder = loaded.output_dir
     start = _checkpoint_to_resume(folder, resume)
     if start is not None:
@@ -35,12 +42,13 @@ def train(
     run = Run(loaded.recipe, folder)
     for note in loaded.notes:
         run.note(note)
+    if start is None and run.recipe.start is not None:
+        take_over(run)
     trainer = Trainer(run)
     if start is not None:
         checkpoint.restore(trainer, start)
         run.note(f"resumed from {start} at step {run.step}")
-    trainer.train()
-    return run
+    return trainer
 
 
 def _read(
@@ -123,20 +131,21 @@ def _checkpoint_to_resume(folder: Path, resume: bool | str | Path) -> Path | Non
 def load(folder: str | Path, *, step: int | None = None) -> Run:
     """Load a finished (or interrupted) run with the adapters it ended with.
 
-    That is the best checkpoint when the recipe asks for it, else the newest; `step` picks another.
+    That is the newest checkpoint, or of an interrupted run that asks for it the best one; `step`
+    picks another.
     The tasks' rows are read only when an evaluation asks for them.
     """
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder} holds no run", fix="give the folder of a run, e.g. runs/demo")
     recipe: Recipe = read_recipe(folder / RECIPE, check_files=False).recipe
-    chosen = _checkpoint_to_load(folder, recipe, step)
+    chosen = checkpoint_to_load(folder, recipe, step)
     run = Run(recipe, folder, splits=())
     checkpoint.load_adapters(run, chosen)
     return run
 
 
-def _checkpoint_to_load(folder: Path, recipe: Recipe, step: int | None) -> Path:
+def checkpoint_to_load(folder: Path, recipe: Recipe, step: int | None) -> Path:
     found = checkpoint.checkpoints(folder)
     if step is not None:
         chosen = checkpoint.checkpoint_folder(folder, step)

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mtlcore.model.layers import weights_of
+from mtlcore.model.layout import block_name as block_name
+
 if TYPE_CHECKING:
-    from mtlcore.model.layout import Adapter
-    from mtlcore.model.lora import MultiTaskLora
+    from mtlcore.model.layers import AdapterLayer
+
+
+class Sink(Protocol):
+    """Where the layers' backward passes put the gradients of adapter weights, task by task.
+
+    A sink is set as `routing.sink` before the forward pass and kept until the backward is done.
+    It is called once per weight and segment (see `Routing.enter`): per task, or per row if every
+    row was entered as a segment of its own. Frozen weights are never passed.
+    """
+
+    def add(
+        self,
+        layer: AdapterLayer,
+        adapter: int,
+        factor: int,
+        task: int,
+        left: Tensor,
+        right: Tensor | None,
+        scale: float,
+    ) -> None:
+        """Take the gradient of the weight ``layer.parameter(adapter, factor)`` from one segment.
+
+        A matrix: ``scale * leftᵀ right``, left [n, rows of it], right [n, columns of it], of the
+        segment's n tokens. A bias: `right` is None, ``scale * left.sum(0)``.
+        """
 
 
 class Slot(NamedTuple):
@@ -30,35 +56,34 @@ class Arena:
     `rows` [T, P] holds row t = the gradient of task t's loss sum with respect to the P weights
     that several tasks share; when the task weights are known before the backward pass it is
     folded into a single row [1, P] = sum_t w_t row t, and no [T, P] memory is taken.
-    `own` [Q] holds the gradients of adapters of a single task, ordered by task.
+    `own` [Q] holds the gradients of what belongs to a single task (adapters, its head), ordered by
+    task. Frozen weights have no columns.
 
     fp32 for half-precision and fp32 weights, fp64 for fp64 weights.
     """
 
     def __init__(
         self,
-        layers: Mapping[str, MultiTaskLora],
+        layers: Iterable[AdapterLayer],
         others: Sequence[tuple[str, nn.Parameter]],
         task_count: int,
     ) -> None:
         self.task_count = task_count
         self.slots: list[Slot] = []
-        self._layers = list(layers.values())
+        self._layers = list(layers)
         self._folded: list[float] | None = None
         self._targets: dict[int, list[list[list[Tensor]]]] = {}
         self.shared_size = self.own_size = 0
-        for name, layer, adapter, factor in _factors(layers):
-            if adapter.owner is None:
-                self._append(
-                    f"{name}.{factor}.{adapter.name}", getattr(layer, factor)[adapter.name]
-                )
+        trained = [weight for weight in weights_of(self._layers) if not weight.owner.frozen]
+        for weight in trained:
+            if weight.owner.owner is None:
+                self._append(weight.key, weight.parameter)
         for name, parameter in others:
             self._append(name, parameter)
         for task in range(task_count):
-            for name, layer, adapter, factor in _factors(layers):
-                if adapter.owner == task:
-                    key = f"{name}.{factor}.{adapter.name}"
-                    self._append(key, getattr(layer, factor)[adapter.name], owner=task)
+            for weight in trained:
+                if weight.owner.owner == task:
+                    self._append(weight.key, weight.parameter, owner=task)
         first = self.slots[0].parameter
         self.dtype = torch.promote_types(first.dtype, torch.float32)
         self.device = first.device
@@ -109,26 +134,25 @@ class Arena:
 
     def add(
         self,
-        layer: MultiTaskLora,
+        layer: AdapterLayer,
         adapter: int,
         factor: int,
         task: int,
         left: Tensor,
-        right: Tensor,
+        right: Tensor | None,
         scale: float,
     ) -> None:
-        """Add ``scale * leftᵀ right``, the gradient of one factor (0 = A, 1 = B) from one task.
-
-        left [n, r], right [n, in or out], both of the task's own tokens.
-        """
+        """Add the gradient of one weight from one task (see `Sink`)."""
         targets = self._targets[id(layer)][adapter][factor]
         if len(targets) == 1:
             target = targets[0]
-            if self._folded is not None and layer.layout.adapters[adapter].owner is None:
+            if self._folded is not None and layer.adapters[adapter].owner is None:
                 scale *= self._folded[task]
         else:
             target = targets[task]
-        if target.dtype == left.dtype:
+        if right is None:
+            target.add_(left.sum(0, dtype=target.dtype), alpha=scale)
+        elif target.dtype == left.dtype:
             target.addmm_(left.t(), right, alpha=scale)
         else:  # half precision: the product is rounded once, the sum stays in fp32
             target.add_(left.t() @ right, alpha=scale)
@@ -141,34 +165,17 @@ class Arena:
             target[slot.start : slot.stop].add_(grad.reshape(-1))
 
     def _views(self) -> dict[int, list[list[list[Tensor]]]]:
-        """layer -> adapter -> factor -> the matrices to add to, one per row of J (or just one)."""
+        """layer -> adapter -> factor -> the tensors to add to, one per row of J (or just one)."""
         where = {id(slot.parameter): slot for slot in self.slots}
-        views: dict[int, list[list[list[Tensor]]]] = {}
-        for layer in self._layers:
-            views[id(layer)] = []
-            for adapter in layer.layout.adapters:
-                pair = []
-                for factor in (layer.lora_A, layer.lora_B):
-                    slot = where[id(factor[adapter.name])]
-                    shape = slot.parameter.shape
-                    memory = self.own.unsqueeze(0) if slot.owner is not None else self.rows
-                    pair.append(
-                        list(memory[:, slot.start : slot.stop].unflatten(1, shape).unbind(0))
-                    )
-                views[id(layer)].append(pair)
+        views: dict[int, list[list[list[Tensor]]]] = {
+            id(layer): [[] for _ in layer.adapters] for layer in self._layers
+        }
+        for weight in weights_of(self._layers):
+            slot = where.get(id(weight.parameter))
+            parts: list[Tensor] = []  # of a frozen weight: nothing is ever added
+            if slot is not None:
+                memory = self.own.unsqueeze(0) if slot.owner is not None else self.rows
+                columns = memory[:, slot.start : slot.stop]
+                parts = list(columns.unflatten(1, slot.parameter.shape).unbind(0))
+            views[id(weight.layer)][weight.adapter].append(parts)
         return views
-
-
-def _factors(
-    layers: Mapping[str, MultiTaskLora],
-) -> Iterator[tuple[str, MultiTaskLora, Adapter, str]]:
-    for name, layer in layers.items():
-        for adapter in layer.layout.adapters:
-            for factor in ("lora_A", "lora_B"):
-                yield name, layer, adapter, factor
-
-
-def block_name(path: str) -> str:
-    """The block of the network that a module lies in: its path up to the first number."""
-    match = re.match(r"(.*?\.\d+)\.", path)
-    return match[1] if match else path

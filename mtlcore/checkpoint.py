@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,6 @@ def save(trainer: Trainer) -> Path:
     """
     run = trainer.run
     final = checkpoint_folder(run.folder, run.step)
-    if final.exists():  # saved as the best one a moment ago
-        return final
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -78,7 +77,13 @@ def save(trainer: Trainer) -> Path:
         "components": values,
     }
     (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-    os.replace(partial, final)
+    if final.exists():  # of this step before its stage ended
+        old = final.with_name(f".{final.name}.old")
+        os.replace(final, old)
+        os.replace(partial, final)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, final)
     return final
 
 
@@ -93,6 +98,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
             where=str(folder),
             fix="resume with the recipe that the run was started with (recipe.yaml in its folder)",
         )
+    trainer.load_progress_state(state["progress"])  # its stage, with an optimizer of its own
     saved = _load_tensors(folder / OPTIMIZER)
     grouped: dict[int, dict[str, Tensor]] = {}
     for name, value in saved.items():
@@ -105,16 +111,25 @@ def restore(trainer: Trainer, folder: Path) -> None:
         trainer.optimizer.param_groups, state["scheduler"]["_last_lr"], strict=True
     ):
         group["lr"] = rate
-    tensors = _load_tensors(folder / COMPONENTS)
+    saved_states = component_states(folder)
     for key, component in run.components.items():
-        mine = {n.rpartition("/")[2]: t for n, t in tensors.items() if n.rpartition("/")[0] == key}
-        component.load_state_dict({**mine, **state["components"].get(key, {})})
+        component.load_state_dict(saved_states.get(key, {}))
     run.rows_drawn = list(state["rows_drawn"])
-    trainer.load_progress_state(state["progress"])
     if is_main():
         _trim_metrics(run)
         _supersede(run)
     barrier()
+
+
+def component_states(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each component kept, by its key in `run.components`."""
+    states: dict[str, dict[str, Any]] = {
+        key: dict(values) for key, values in read_state(folder)["components"].items()
+    }
+    for name, value in _load_tensors(folder / COMPONENTS).items():
+        key, _, part = name.rpartition("/")
+        states.setdefault(key, {})[part] = value
+    return states
 
 
 def _trim_metrics(run: Run) -> None:
@@ -149,6 +164,21 @@ def load_adapters(run: Run, folder: Path) -> dict[str, Any]:
     return state
 
 
+def read_adapters(folder: Path) -> dict[str, Tensor]:
+    """All adapter weights of a checkpoint, by name."""
+    return _load_tensors(folder / ADAPTERS)
+
+
+def load_adapters_of(run: Run, step: int | None, *, owner: int | None = None) -> None:
+    """Take the adapters of another step of this run; with `owner` only those of that one task."""
+    assert step is not None
+    saved = read_adapters(checkpoint_folder(run.folder, step))
+    if owner is not None:
+        mine = run.model.adapter_state(owner=owner).keys()
+        saved = {**run.model.adapter_state(), **{name: saved[name] for name in mine}}
+    run.model.load_adapter_state(saved)
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """The JSON state of a checkpoint; a part that is missing is an error."""
     try:
@@ -175,19 +205,20 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def best_step(folder: Path) -> int | None:
-    """The step of the best evaluation up to a checkpoint, if any was judged."""
-    best: int | None = read_state(folder)["progress"].get("best_step")
+    """The step of the best evaluation of a stage that goes on; None if it ended or none was."""
+    progress = read_state(folder)["progress"]
+    if progress["stage_ended"]:  # and took the best weights itself
+        return None
+    best: int | None = progress["judge"]["best"]["step"]
     return best
 
 
-def prune(run_folder: Path, keep: int | None, best: int | None) -> None:
-    """Delete the oldest checkpoints beyond `keep`, never the best one."""
+def prune(run_folder: Path, keep: int | None, best: Collection[int]) -> None:
+    """Delete the oldest checkpoints beyond `keep`, never one of the best."""
     if keep is None:
         return
-    old = checkpoints(run_folder)[:-keep]
-    spared = None if best is None else checkpoint_folder(run_folder, best)
-    for folder in old:
-        if folder != spared:
+    for folder in checkpoints(run_folder)[:-keep]:
+        if step_of(folder) not in best:
             shutil.rmtree(folder)
 
 

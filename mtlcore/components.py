@@ -64,6 +64,11 @@ class Finding:
     failed: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; a value that is no number, as with too few rows, is None."""
+        value = self.value if math.isfinite(self.value) else None
+        return {**vars(self), "value": value, "details": dict(self.details)}
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -244,6 +249,24 @@ class Evaluator(Component):
         if self.greater_is_better:
             return score / self.best
         return 1 / (1 + abs(score - self.best))
+
+    def row_scores(self, predictions: Sequence[Prediction]) -> list[float] | None:
+        """The score of each row by itself, where `score` is their mean; else None."""
+        return None
+
+    def resample(self, predictions: Sequence[Prediction], draws: Tensor) -> list[float]:
+        """The scores of several draws of the rows, for intervals.
+
+        draws: [draws, rows] row numbers, with repetitions. A metric that is a function of sums
+        over the rows overrides this: to score each draw anew is slow.
+        """
+        import torch
+
+        rows = self.row_scores(predictions)
+        if rows is not None:
+            means = torch.tensor(rows, dtype=torch.float64)[draws].mean(1)
+            return [float(mean) for mean in means]
+        return [float(self.score([predictions[row] for row in draw])) for draw in draws.tolist()]
 
     def details(self) -> dict[str, Any]:
         """What someone needs to compare the score with another tool's: library, signature."""

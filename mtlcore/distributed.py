@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,18 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
         if on_gpu:
             tensor.copy_(moved)
     return tensor
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Set tensors, in place, to those of the first process."""
+    if not _active():
+        return
+    for tensor in tensors:
+        on_gpu = dist.get_backend() == "nccl" and tensor.device.type == "cpu"
+        moved = tensor.cuda() if on_gpu else tensor.contiguous()
+        dist.broadcast(moved, src=0)
+        if moved is not tensor:
+            tensor.copy_(moved)
 
 
 def _active() -> bool:

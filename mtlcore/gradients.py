@@ -58,7 +58,7 @@ class Gradients:
         self.others = others
         self.mode = "multi_pass" if others or mode == "multi_pass" else "one_pass"
         self.task_count = len(loss_weights)
-        self.arena = Arena(model.layers, others, self.task_count)
+        self.arena = Arena(model.adapter_layers, others, self.task_count)
         self.update = torch.zeros(
             self.arena.shared_size, dtype=self.arena.dtype, device=self.arena.device
         )
@@ -125,7 +125,9 @@ class Gradients:
         strength. The graph is kept for the losses.
         """
         if self._penalty_arena is None:
-            self._penalty_arena = Arena(self.model.layers, self.others, self.task_count)
+            self._penalty_arena = Arena(
+                self.model.adapter_layers, self.others, self.task_count
+            )
             self._penalty_arena.clear([1.0] * self.task_count)
         if self.mode == "multi_pass":
             slots = self._penalty_arena.slots
@@ -194,7 +196,8 @@ class Gradients:
         """Set `.grad` of every trainable weight.
 
         Shared weights get Jᵀ w, with `weights` [T'], [S, T'] by scope, or a whole `Direction` [P];
-        the weights of one task's own adapter get that task's gradient times 1/T.
+        the weights of one task's own adapter get that task's gradient times 1/T (times 1 where
+        no weight is shared between tasks: those are independent models).
         """
         if self._folded:
             self.update.copy_(self.arena.rows[0])
@@ -208,8 +211,9 @@ class Gradients:
                 self.update[start:stop] = ops.combine(
                     self.arena.rows[:, start:stop], self._per_task(w).to(self.arena.rows)
                 )
+        share = 1 / self.task_count if self.has_shared else 1.0
         for task in self.present:
-            self.arena.own[self.arena.own_columns(task)] *= self._scale[task] / self.task_count
+            self.arena.own[self.arena.own_columns(task)] *= self._scale[task] * share
         if self._penalty_arena is not None:
             self.update += self._penalty_arena.rows[0]
             self.arena.own += self._penalty_arena.own

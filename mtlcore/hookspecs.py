@@ -71,12 +71,15 @@ def mtlcore_run_end(run: Run) -> None:
 
 @hookspec
 def mtlcore_stage_start(run: Run, stage: str) -> None:
-    """A stage of the run (a task of a continual sequence, a part of a curriculum) begins."""
+    """A stage of the run (a task of a continual sequence, a part of a curriculum) begins.
+
+    Not called again when a run is resumed within the stage.
+    """
 
 
 @hookspec
 def mtlcore_stage_end(run: Run, stage: str) -> None:
-    """A stage ends; its weights are the current ones."""
+    """A stage ends; its weights are the current ones. Its checkpoint follows."""
 
 
 # Once per step, in this order -----------------------------------------------------------------
@@ -161,7 +164,10 @@ def mtlcore_evaluate(
 def mtlcore_audit(  # type: ignore[empty-body]
     run: Run, predictions: Mapping[str, Sequence[Prediction]]
 ) -> list[Finding]:
-    """Findings on the predictions of all tasks (task name -> predictions)."""
+    """Findings on the predictions of all tasks (task name -> predictions).
+
+    At the end of training, when `every_n_steps` of an auditor is due, and by `mtlcore audit`.
+    """
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""Token losses, summed per task: the means are taken once, over the whole step."""
+"""Losses of tokens and of head rows, summed per task: the means are taken once, over the step."""
 
 from __future__ import annotations
 
@@ -15,21 +15,36 @@ if TYPE_CHECKING:
 class Outputs(NamedTuple):
     """What one forward pass gives.
 
-    `loss_sums` [T] sums of the token losses of each task (differentiable); `counts` [T] the
-    labelled tokens behind each sum; `token_losses` [L] in the order of the batch's labels.
+    `loss_sums` [T] sums of the losses of each task (differentiable); `counts` [T] the labels behind
+    each sum; `token_losses` [L + H] of the labelled tokens, then of the rows that a head answers,
+    as in `batch.label_rows`. `pooled` [rows, d]: the mean of the last hidden states of each row's
+    prompt tokens (of all its tokens without a prompt), differentiable; None unless a component
+    has `needs_pooled`. `head_logits`: one [rows, options] per segment that a head answers.
     """
 
     loss_sums: Tensor
     counts: tuple[int, ...]
     token_losses: Tensor
+    pooled: Tensor | None = None
+    head_logits: tuple[Tensor, ...] = ()
 
 
-def task_losses(logits: Tensor, batch: Batch) -> Outputs:
-    """Cross-entropy at the labelled positions, logits [L, V], summed by task.
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor | None = None) -> Tensor:
+    """[L] losses of logits [L, V] for labels [L]; `smoothing` [L] is the share e of each label.
 
-    In fp32 at least: a bf16 logsumexp over a large vocabulary loses two digits.
+    (1 - e) * -log p_label + e * mean over V of -log p, as torch's `label_smoothing` (Szegedy et
+    al., CVPR 2016, https://arxiv.org/abs/1512.00567). In fp32 at least: a bf16 logsumexp over a
+    large vocabulary loses two digits.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    token_losses = F.cross_entropy(logits, batch.labels, reduction="none")  # [L]
-    sums = token_losses.new_zeros(len(batch.counts)).index_add(0, batch.label_tasks, token_losses)
-    return Outputs(sums, batch.counts, token_losses)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    if smoothing is None:
+        return losses
+    # The log of the sum is in both terms, so only the logits differ.
+    gap = logits.gather(1, labels[:, None]).squeeze(1) - logits.mean(1)
+    return losses + smoothing.to(losses) * gap
+
+
+def sum_by_task(losses: Tensor, batch: Batch) -> Tensor:
+    """[T] the sums of losses [L + H]."""
+    return losses.new_zeros(len(batch.counts)).index_add(0, batch.label_tasks, losses)

@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -195,6 +195,16 @@ class PluginManager:
     def hook(self) -> pluggy.HookRelay:
         """Call a hook: `manager.hook.mtlcore_step_end(run=run, record=record)`."""
         return self._pluggy.hook
+
+    def implements(self, hook: str) -> bool:
+        """Whether any plugin answers a hook."""
+        return bool(getattr(self.hook, hook).get_hookimpls())
+
+    def only(self, hook: str, instances: Iterable[object]) -> pluggy.HookCaller:
+        """A hook that asks these registered objects alone."""
+        wanted = {id(instance) for instance in instances}
+        others = [p for p in self._pluggy.get_plugins() if id(p) not in wanted]
+        return self._pluggy.subset_hook_caller(hook, others)
 
     def register(self, instance: object, name: str | None = None) -> None:
         """Let an object answer hooks; the one registered last is asked first."""

@@ -98,7 +98,8 @@ def _sharing(recipe: Recipe) -> Iterator[FieldProblem]:
                 )
             elif task in members.tasks[:index]:
                 yield FieldProblem((*path, "tasks", index), f"{task!r} stands here twice")
-    if not sharing.shared and not sharing.own:
+    narrow = recipe.bottleneck
+    if not (sharing.shared or sharing.own or (narrow and (narrow.shared or narrow.own))):
         yield from _without_adapter(recipe, sharing)
 
 

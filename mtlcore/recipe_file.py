@@ -76,15 +76,33 @@ def read_recipe(
     return LoadedRecipe(recipe, reading.notes, file, reading.sources)
 
 
-def recipe_from_mapping(data: Mapping[str, Any], overrides: Iterable[str] = ()) -> LoadedRecipe:
-    """Make a recipe of a dict, as `read_recipe` makes one of a file."""
+def recipe_from_mapping(
+    data: Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    over: Iterable[str | os.PathLike[str]] = (),
+) -> LoadedRecipe:
+    """Make a recipe of a dict, as `read_recipe` makes one of a file; `over` are files below it."""
     reading = _Reading()
     here = Path.cwd()
-    document = Document(dict(_copied(data)), {(): Place("recipe", None, (here,), "")})
-    reading.translate(document)
+    above = Document(dict(_copied(data)), {(): Place("recipe", None, (here,), "")})
+    reading.translate(above)
+    document = Document({}, {(): above.places[()]})
+    for file in over:
+        if (below := reading.file(Path(file), os.fspath(file))) is not None:
+            document = merge(document, below)
+    document = merge(document, above)
     for override in overrides:
         document = reading.override(document, override, here)
     return LoadedRecipe(reading.finish(document), reading.notes, Path("recipe.yaml"), [])
+
+
+def read_part(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The keys of a file that holds a part of a recipe, unchecked."""
+    try:
+        return read_document(Path(path), os.fspath(path)).data
+    except UnreadableError as error:
+        raise RecipeError([error.problem]) from None
 
 
 def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:

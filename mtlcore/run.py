@@ -6,7 +6,6 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +19,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mtlcore import seeds
 from mtlcore.data.splits import SPLITS
 from mtlcore.data.tasks import Task, load_tasks
-from mtlcore.distributed import is_main, on_cpu_processes
+from mtlcore.distributed import broadcast, is_main, on_cpu_processes
 from mtlcore.errors import MtlcoreError, UserError, did_you_mean
+from mtlcore.evaluation import bootstrap
+from mtlcore.evaluation.bootstrap import Resamples
 from mtlcore.evaluation.predictions import Prediction, predict, write_predictions
 from mtlcore.evaluation.scores import Scores, TaskScore
 from mtlcore.losses import Outputs
 from mtlcore.model import export
 from mtlcore.model.backbone import MultiTaskModel, load_backbone
+from mtlcore.model.fingerprint import fingerprint
+from mtlcore.model.heads import TaskFacts
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import GenerationRecipe, Recipe
+from mtlcore.start import frozen_tasks
 from mtlcore.versions import versions
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
         Auditor,
         Component,
         Evaluator,
+        Finding,
         Sampler,
         Weighting,
     )
@@ -79,11 +84,30 @@ class Run:
         self._create_components()
         self.tasks: list[Task] = []
         self._load_tasks(splits)
+        self.stage = ""  # the name of the stage of now
+        self.findings: list[Finding] = []  # of the last audit
         self.rows_drawn = [0] * len(self.tasks)
         self.active = [True] * len(self.tasks)  # trained in the stage of now, and not stopped
-        layout = Layout.build([task.name for task in self.tasks], recipe.lora, recipe.sharing)
+        layout = Layout.build(
+            [task.name for task in self.tasks],
+            recipe.lora,
+            recipe.sharing,
+            bottleneck=recipe.bottleneck,
+            heads=[task.name for task in self.tasks if task.recipe.head is not None],
+            frozen_tasks=frozen_tasks(recipe),
+        )
         backbone = load_backbone(recipe.model, self.device)
-        self.model = MultiTaskModel(backbone, layout, recipe.lora, seed=self.seed)
+        self.base_fingerprint = fingerprint(backbone)
+        self.model = MultiTaskModel(
+            backbone,
+            layout,
+            recipe.lora,
+            bottleneck=recipe.bottleneck,
+            tasks=[TaskFacts.of(task, recipe) for task in self.tasks],
+            keep_pooled=any(c.needs_pooled for c in self.components.values()),
+            seed=self.seed,
+        )
+        broadcast(self.model.adapter_state().values())
         self._prepare_model()
         self._describe_tasks()
 
@@ -192,21 +216,48 @@ class Run:
         outputs: bool = True,
         max_rows: int | None = None,
         save_as: str | None = None,
+        resamples: Resamples = 0,
     ) -> Scores:
         """Score the model on a split ("train", "eval" or "test") of all or some tasks.
 
         A task without a test split is scored on its eval split, and a note says so. With
         `outputs` False only losses are computed. `max_rows` takes a seeded subset of so many rows
-        per task. With `save_as` predictions, scores and audit findings are kept in that folder of
-        the run's ``predictions/``.
+        per task. With `save_as` predictions and scores are kept in that folder of the run's
+        ``predictions/``. With `resamples` (a number, or "auto") the scores have bootstrap
+        intervals.
         """
+        bootstrap.require_resamples(resamples)
+        answers = self.predict(split, tasks, outputs=outputs, max_rows=max_rows)
+        scores = {
+            name: self._score(self.task(name), predictions, outputs)
+            for name, predictions in answers.items()
+        }
+        found = Scores(split, scores, self.aggregator.aggregate)
+        if resamples and outputs:
+            found = bootstrap.with_intervals(
+                found, self.evaluators, answers, resamples=resamples, seed=self.seed
+            )
+        if save_as is not None and is_main():
+            self._keep(self.folder / "predictions" / save_as, found, answers)
+        return found
+
+    def predict(
+        self,
+        split: str = "test",
+        tasks: Iterable[str] | None = None,
+        *,
+        outputs: bool = True,
+        max_rows: int | None = None,
+    ) -> dict[str, list[Prediction]]:
+        """The model's answers to a split, by task; the arguments are those of `evaluate`."""
         names = [task.name for task in self.tasks] if tasks is None else list(tasks)
         chosen = [self.task(name) for name in names]
         if not self._has_data:
             self._load_tasks(SPLITS)
             self._describe_tasks()
             chosen = [self.task(name) for name in names]
-        scores: dict[str, TaskScore] = {}
+        if tasks is None:
+            chosen = self._tasks_with_rows(chosen, split)
         answers: dict[str, list[Prediction]] = {}
         for task in chosen:
             rows = self._rows_of(task, split)
@@ -218,18 +269,12 @@ class Run:
                 examples = list(rows)
             if outputs and self.evaluators[task.name]:
                 self._require_answers(task, examples)
-            predictions = predict(self, task, examples, outputs=outputs)
-            answers[task.name] = predictions
-            scores[task.name] = self._score(task, predictions, outputs)
-        found = Scores(split, scores)
-        if save_as is not None and is_main():
-            self._keep(self.folder / "predictions" / save_as, found, answers)
-        return found
+            answers[task.name] = predict(self, task, examples, outputs=outputs)
+        return answers
 
     def _keep(self, folder: Path, scores: Scores, answers: dict[str, list[Prediction]]) -> None:
         for name, predictions in answers.items():
             write_predictions(folder / f"{name}.jsonl", predictions)
-        findings = self.plugins.hook.mtlcore_audit(run=self, predictions=answers)
         details = {
             name: {e.name: e.details() for e in self.evaluators[name] if e.details()}
             for name in answers
@@ -240,9 +285,47 @@ class Run:
                 **scores.to_json(),
                 "step": self.step,
                 "details": {name: found for name, found in details.items() if found},
-                "findings": [asdict(finding) for some in findings for finding in some or ()],
             },
         )
+
+    def audit(
+        self,
+        split: str = "eval",
+        auditors: Sequence[Auditor] | None = None,
+        *,
+        max_rows: int | None = None,
+    ) -> list[Finding]:
+        """Let auditors (default: all that answer the hook) look at the predictions of a split.
+
+        What they find is returned and added to the run's audits.jsonl.
+        """
+        answers = self.predict(split, max_rows=max_rows)
+        hook = self.plugins.hook.mtlcore_audit
+        if auditors is not None:
+            hook = self.plugins.only("mtlcore_audit", auditors)
+        answered = hook(run=self, predictions=answers)
+        self.findings = [finding for some in answered for finding in some or ()]
+        if is_main():
+            line = {
+                "step": self.step,
+                "split": split,
+                "findings": [finding.to_json() for finding in self.findings],
+            }
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "audits.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        return self.findings
+
+    def _tasks_with_rows(self, tasks: Sequence[Task], split: str) -> list[Task]:
+        """Those that can be scored on a split; the others are told, and none is an error."""
+        splits = (split, "eval") if split == "test" else (split,)
+        found = [t for t in tasks if any(getattr(t, name) is not None for name in splits)]
+        if not found:
+            self._rows_of(tasks[0], split)
+        for task in tasks:
+            if task not in found:
+                self.note(f"task {task.name!r} has no {split} rows and is not scored")
+        return found
 
     def _rows_of(self, task: Task, split: str) -> Split:
         rows: Split | None = getattr(task, split)
@@ -360,6 +443,9 @@ class Run:
                 "nothing chosen to export", fix="give a task, shared=True or merged=True"
             )
         index = SHARED_ONLY if task is None else self.task(task).index
+        if index in self.model.heads and not self._has_data:
+            self._load_tasks(SPLITS)  # for the options that its head chooses from
+            self.model.heads.facts[index] = TaskFacts.of(self.tasks[index], self.recipe)
         if merged:
             return export.merged_model(self.model, index, Path(folder), self.tokenizer)
         return export.peft_adapter(self.model, index, Path(folder), self.recipe.model.name_or_path)
@@ -374,6 +460,7 @@ class Run:
             "platform": platform.platform(),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "base_model": self.base_fingerprint,
             "plugins": self.plugins.active(),
             "data": {task.name: task.fingerprints() for task in self.tasks},
             "flat_batches": self.model.flat,

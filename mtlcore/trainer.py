@@ -8,26 +8,28 @@ import resource
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import get_scheduler
 
 from mtlcore import checkpoint
-from mtlcore.components import rows_per_step
 from mtlcore.data.batches import Batch, collate, deal, plan_rows
 from mtlcore.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from mtlcore.errors import MtlcoreError, UserError
 from mtlcore.gradients import Direction, Gradients
+from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
 from mtlcore.progress import Progress
 from mtlcore.recipe_file import write_recipe
 from mtlcore.run import RECIPE, Run, write_json
 from mtlcore.seeds import seed_of
+from mtlcore.stages import plan_stages
 
-STAGE = "train"
-"""The name of a run's only stage, as stage hooks get it."""
+if TYPE_CHECKING:
+    from mtlcore.components import Auditor
+    from mtlcore.evaluation.scores import Scores
 
 
 @dataclass
@@ -40,6 +42,7 @@ class StepRecord:
     """
 
     step: int
+    stage: str
     losses: dict[str, float]
     weights: dict[str, float]
     learning_rate: float
@@ -62,6 +65,29 @@ class StepRecord:
         return {"loss": self.loss, **vars(self)}
 
 
+@dataclass
+class Totals:
+    """What the steps of a run took in sum, by task: its cost."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    task_seconds: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+
+    def add(self, record: StepRecord) -> None:
+        """Take in one step."""
+        for mine, of_step in (
+            (self.rows, record.rows),
+            (self.tokens, record.tokens),
+            (self.task_seconds, record.task_seconds),
+        ):
+            for name, value in of_step.items():
+                mine[name] = mine.get(name, 0) + value  # type: ignore[assignment]
+        self.seconds += record.seconds
+        self.peak_memory_mb = max(self.peak_memory_mb, record.peak_memory_mb)
+
+
 class Trainer:
     """Trains the adapters of a run.
 
@@ -80,22 +106,13 @@ class Trainer:
         if self.gradients.mode == "multi_pass":
             run.note("gradients: multi_pass, one backward pass per task and micro-batch")
         self.reads_rows = any(c.needs in ("gramian", "rows") for c in run.components.values())
-        self.total_steps = self._total_steps()
-        self.optimizer = self._make_optimizer()
-        warmup = self.recipe.warmup_steps or math.ceil(self.recipe.warmup_ratio * self.total_steps)
-        self.scheduler = get_scheduler(
-            self.recipe.lr_scheduler_type,
-            self.optimizer,
-            num_warmup_steps=warmup,
-            num_training_steps=self.total_steps,
-        )
+        self.stages = plan_stages(run)
         self.last_weights = [1.0 / len(run.tasks)] * len(run.tasks)
-        self.best_value: float | None = None
-        self.best_step: int | None = None
-        self.stale_evaluations = 0
         self.had_effect = False
         self.task_peaks = [0.0] * len(run.tasks)
+        self.totals = Totals()
         self.penalties: dict[str, float] = {}
+        self.enter_stage(0)
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -108,8 +125,8 @@ class Trainer:
         batches = self.next_batches()  # micro-batches of rows of several tasks, sorted by task
         gradients.start(torch.tensor([batch.counts for batch in batches]).sum(0).tolist())
         weights: Tensor | Direction | None = None  # [T'] or [S, T'], T' tasks in this step
-        for batch in batches:
-            outputs = self.forward(batch, share=1 / len(batches))  # token-loss sums [T]
+        for number, batch in enumerate(batches):
+            outputs = self.forward(batch, number, share=1 / len(batches))  # loss sums [T]
             weights = self.weights_before_backward(outputs, len(batches), weights)  # mostly None
             gradients.backward(outputs.loss_sums, weights)  # J [T, P], or one row if w is known
         gradients.finish()
@@ -145,7 +162,7 @@ class Trainer:
             for hand in hands[rank() :: world_size()]
         ]
 
-    def forward(self, batch: Batch, share: float = 1.0) -> Outputs:
+    def forward(self, batch: Batch, number: int = 0, share: float = 1.0) -> Outputs:
         """One forward pass; task penalties are added to the loss sums.
 
         Penalties on the batch have their own backward here, times `share`: that of this
@@ -154,9 +171,10 @@ class Trainer:
         run = self.run
         run.model.train()
         with run.autocast():
-            outputs: Outputs = run.model(batch)
+            draw = (run.seed, run.step, number, rank())  # of the dropout masks
+            outputs: Outputs = run.model(batch, draw=draw)
             self._stop_if_not_finite(batch, outputs)
-            for penalty in self._penalties(batch, outputs):
+            for penalty in self._penalties(batch, outputs, share):
                 if penalty.on == "task":
                     outputs = outputs._replace(loss_sums=outputs.loss_sums + penalty.value)
                 elif penalty.on == "batch":
@@ -201,7 +219,9 @@ class Trainer:
             )
         return weights
 
-    def _penalties(self, batch: Batch | None, outputs: Outputs | None) -> list[Any]:
+    def _penalties(
+        self, batch: Batch | None, outputs: Outputs | None, share: float = 1.0
+    ) -> list[Any]:
         found = self.run.plugins.hook.mtlcore_penalties(run=self.run, batch=batch, outputs=outputs)
         penalties = [penalty for some in found for penalty in some or ()]
         for penalty in penalties:
@@ -211,7 +231,7 @@ class Trainer:
                     f"penalty {penalty.name!r} acts on {penalty.on!r} but was returned from the "
                     f"call for {' and '.join(allowed)} penalties"
                 )
-            value = float(penalty.value.detach().sum())
+            value = float(penalty.value.detach().sum()) * (share if penalty.on == "batch" else 1)
             self.penalties[penalty.name] = self.penalties.get(penalty.name, 0.0) + value
         return penalties
 
@@ -277,8 +297,9 @@ class Trainer:
         for task, count in enumerate(rows.tolist()):
             if count:
                 self.task_peaks[task] = max(self.task_peaks[task], peak)
-        return StepRecord(
+        record = StepRecord(
             step=self.run.step,
+            stage=self.run.stage,
             losses={names[task]: loss for task, loss in gradients.raw_losses().items()},
             weights=dict(zip(names, self.last_weights, strict=True)),
             learning_rate=rate,
@@ -291,11 +312,13 @@ class Trainer:
             peak_memory_mb=peak,
             task_peak_memory_mb=dict(zip(names, self.task_peaks, strict=True)),
         )
+        self.totals.add(record)
+        return record
 
     # -- the run ------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train from `run.step` to the end: evaluations, checkpoints, early stopping."""
+        """Train from `run.step` to the end of the last stage."""
         run, recipe = self.run, self.recipe
         run.plugins.hook.mtlcore_run_start(run=run)  # components check their options: no file yet
         if is_main():
@@ -304,34 +327,108 @@ class Trainer:
             write_json(run.folder / "environment.json", run.environment())
         if recipe.report_to:
             run.accelerator.init_trackers(recipe.run_name or run.folder.name)
-        run.plugins.hook.mtlcore_stage_start(run=run, stage=STAGE)
-        with Progress(self.total_steps, run.step) as progress:
-            stop = self._is_stale()  # a run that had stopped early and is resumed
-            while run.step < self.total_steps and not stop:
-                torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
-                record = self.train_step()
-                progress.step(record)
-                if run.step % recipe.logging_steps == 0 or run.step == self.total_steps:
-                    self._log(record.to_json())
-                stop = self._due(recipe.eval_steps) and self._evaluate(progress)
-                if self._due(recipe.save_steps) or run.step == self.total_steps or stop:
-                    self.save()
-        if stop:
-            run.note(
-                f"stopped early at step {run.step}: no better {self._metric} since "
-                f"step {self.best_step}"
-            )
-        if recipe.load_best_model_at_end and self.best_step not in (None, run.step):
-            assert self.best_step is not None
-            checkpoint.load_adapters(run, checkpoint.checkpoint_folder(run.folder, self.best_step))
-            run.note(f"the best model is that of step {self.best_step}")
+        with Progress(sum(stage.steps for stage in self.stages), run.step) as progress:
+            if self.stage_ended:
+                self._go_on()
+            while not self.stage_ended:
+                self._train_stage(progress)
+                self._end_stage()
+                if self.stage_index + 1 < len(self.stages):
+                    self.enter_stage(self.stage_index + 1)
         self._warn_without_effect()
-        run.plugins.hook.mtlcore_stage_end(run=run, stage=STAGE)
         run.plugins.hook.mtlcore_run_end(run=run)
+        if run.plugins.implements("mtlcore_audit"):
+            run.audit("eval")
         sections = [s for some in run.plugins.hook.mtlcore_report(run=run) for s in some or ()]
         if is_main():
             write_json(run.folder / "result.json", self._result(sections))
         run.accelerator.end_training()
+
+    def enter_stage(self, index: int) -> None:
+        """Set tasks, optimizer and learning rate schedule of a stage, which begins at this step."""
+        run, stage = self.run, self.stages[index]
+        self.stage_index, self.stage_start, self.stage_ended = index, run.step, False
+        run.stage, run.active = stage.name, list(stage.active)
+        self.judge = Judge(run)
+        self.optimizer = self._make_optimizer(stage.learning_rate)
+        warmup = self.recipe.warmup_steps or math.ceil(self.recipe.warmup_ratio * stage.steps)
+        self.scheduler = get_scheduler(
+            self.recipe.lr_scheduler_type,
+            self.optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=stage.steps,
+        )
+
+    def _go_on(self) -> None:
+        """Resumed from the end of a stage: enter the next one, or go on if it got more steps."""
+        run, stage = self.run, self.stages[self.stage_index]
+        if run.step < self.stage_start + stage.steps and not self.judge.is_stale():
+            run.note(f"stage {stage.name!r} had ended at step {run.step} and goes on")
+            self.stage_ended = False
+        elif self.stage_index + 1 < len(self.stages):
+            self.enter_stage(self.stage_index + 1)
+        else:
+            run.note(f"the run had ended at step {run.step}: there is nothing left to train")
+
+    def _train_stage(self, progress: Progress) -> None:
+        """Train to the end of the stage: evaluations, checkpoints, early stopping."""
+        run, recipe = self.run, self.recipe
+        last = self.stage_start + self.stages[self.stage_index].steps
+        if run.step == self.stage_start:
+            run.plugins.hook.mtlcore_stage_start(run=run, stage=run.stage)
+        stop = self._should_stop()  # a run that had stopped early and is resumed
+        while run.step < last and not stop:
+            torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
+            record = self.train_step()
+            progress.step(record)
+            if run.step % recipe.logging_steps == 0 or run.step == last:
+                self._log(record.to_json())
+            if self._due(recipe.eval_steps):
+                self._evaluate(progress)
+                stop = self._should_stop()
+            if due := [a for a in run.auditors if self._due(a.every_n_steps) and run.step < last]:
+                self._audit(due)
+            if self._due(recipe.save_steps) and run.step < last and not stop:
+                self.save()
+        if stop and run.step < last:
+            run.note(self._why_stopped())
+
+    def _should_stop(self) -> bool:
+        return self.judge.is_stale() or not any(self.run.active)
+
+    def _why_stopped(self) -> str:
+        if not any(self.run.active):
+            return f"stopped early at step {self.run.step}: every task of the stage has stopped"
+        return (
+            f"stopped early at step {self.run.step}: no better {self.judge.metric} since "
+            f"step {self.judge.best.step}"
+        )
+
+    def _end_stage(self) -> None:
+        """End with the best weights if asked for, let plugins look, and save all that."""
+        run = self.run
+        if self.recipe.load_best_model_at_end:
+            self._take_best_weights()
+        run.plugins.hook.mtlcore_stage_end(run=run, stage=run.stage)
+        self.stage_ended = True
+        self.save()
+
+    def _take_best_weights(self) -> None:
+        """Those of the best evaluation; of a task that is judged by itself, the own from its best."""
+        run, judge = self.run, self.judge
+        if judge.best.step not in (None, run.step):
+            checkpoint.load_adapters_of(run, judge.best.step)
+            run.note(f"the best model is that of step {judge.best.step}")
+        for name, best in judge.tasks.items():
+            if best.step not in (None, judge.best.step):
+                checkpoint.load_adapters_of(run, best.step, owner=run.task(name).index)
+                run.note(f"the own weights of {name} are those of step {best.step}")
+
+    def _audit(self, auditors: list[Auditor]) -> None:
+        run = self.run
+        for found in run.audit("eval", auditors, max_rows=self.recipe.eval_max_rows):
+            if found.failed:
+                run.note(f"step {run.step}: audit {found.name} of {found.task}: {found.message}")
 
     def _warn_without_effect(self) -> None:
         """A weighting that looked at the tasks and never told them apart did nothing: say so."""
@@ -345,8 +442,9 @@ class Trainer:
     def _result(self, sections: list[Any]) -> dict[str, Any]:
         return {
             "step": self.run.step,
-            "best_step": self.best_step,
-            "best_value": self.best_value,
+            "best_step": self.judge.best.step,
+            "best_value": self.judge.best.value,
+            "totals": asdict(self.totals),
             "notes": self.run.notes,
             "sections": [asdict(section) for section in sections],
         }
@@ -354,61 +452,37 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.run.step % every == 0
 
-    @property
-    def _metric(self) -> str:
-        return self.recipe.metric_for_best_model
-
-    def _evaluate(self, progress: Progress) -> bool:
-        """Score the eval split, remember the best; True when it is time to stop early."""
-        judged = self.recipe.load_best_model_at_end or self.recipe.early_stopping_patience
-        wants_metrics = self.recipe.eval_metrics or (
-            bool(judged) and not self._metric.endswith("_loss")
-        )
+    def _evaluate(self, progress: Progress) -> None:
+        """Score the eval split, remember the best, stop tasks whose patience is over."""
+        run = self.run
         started = time.perf_counter()
-        scores = self.run.evaluate(
-            "eval", outputs=wants_metrics, max_rows=self.recipe.eval_max_rows
+        scores = run.evaluate(
+            "eval",
+            outputs=self.recipe.eval_metrics or self.judge.needs_metrics,
+            max_rows=self.recipe.eval_max_rows,
         )
-        flat = scores.flat()
-        progress.evaluation(self.run.step, scores)
-        self._log({"step": self.run.step, **flat, "eval_seconds": time.perf_counter() - started})
-        return self._judge(flat) if judged else False
+        progress.evaluation(run.step, scores)
+        values = {**scores.flat(), "eval_seconds": time.perf_counter() - started}
+        self._log({"step": run.step, "stage": run.stage, **values})
+        self._judge(scores)
 
-    def _judge(self, flat: dict[str, float]) -> bool:
-        """Remember and save the best; True when patience is over."""
-        if self._metric not in flat:
-            raise UserError(
-                f"the evaluation gave no {self._metric!r}",
-                where="training.metric_for_best_model",
-                fix=f"choose one of {', '.join(sorted(flat))}",
+    def _judge(self, scores: Scores) -> None:
+        run, judge = self.run, self.judge
+        best = judge.see(scores)
+        for name in judge.stale_tasks():
+            run.active[run.task(name).index] = False
+            run.note(
+                f"task {name!r} stopped at step {run.step}: no better score since "
+                f"step {judge.tasks[name].step}"
             )
-        value = flat[self._metric]
-        sign = 1 if self._greater_is_better() else -1
-        if self.best_value is None or sign * value > sign * self.best_value:
-            self.best_value, self.best_step, self.stale_evaluations = value, self.run.step, 0
+        if best:
             self.save()
-        else:
-            self.stale_evaluations += 1
-        return self._is_stale()
-
-    def _is_stale(self) -> bool:
-        patience = self.recipe.early_stopping_patience
-        return patience is not None and self.stale_evaluations >= patience
-
-    def _greater_is_better(self) -> bool:
-        """As the recipe says, else as the metric itself does."""
-        if self.recipe.greater_is_better is not None:
-            return self.recipe.greater_is_better
-        for task, evaluators in self.run.evaluators.items():
-            for evaluator in evaluators:
-                if self._metric == f"eval_{task}_{evaluator.name}":
-                    return evaluator.greater_is_better
-        return not self._metric.endswith("_loss")
 
     def save(self) -> None:
         """Write a checkpoint of this step and prune old ones."""
         if is_main():
             checkpoint.save(self)
-            checkpoint.prune(self.run.folder, self.recipe.save_total_limit, self.best_step)
+            checkpoint.prune(self.run.folder, self.recipe.save_total_limit, self.judge.best_steps)
         barrier()
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -421,53 +495,62 @@ class Trainer:
 
     # -- set-up and state ---------------------------------------------------------------------
 
-    def _total_steps(self) -> int:
-        """`max_steps`, or the steps in which the largest task is seen `num_train_epochs` times."""
-        if self.recipe.max_steps is not None:
-            return self.recipe.max_steps
-        run = self.run
-        sizes = [len(task.train) for task in run.tasks]
-        largest = max(range(len(sizes)), key=sizes.__getitem__)
-        share = run.sampler.shares(run, 0)[largest]
-        per_step = rows_per_step(run) * share
-        return max(1, math.ceil(self.recipe.num_train_epochs * sizes[largest] / per_step))
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with one parameter group per adapter.
+    def _make_optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        """AdamW with one parameter group per adapter, and the weight decay of its task.
 
         Fused: with thousands of small factors the loop over parameters would cost 5% of a CPU step.
         """
         model = self.run.model
         groups = [
-            {"params": model.adapter_parameters(adapter.name), "name": adapter.name}
+            {
+                "params": model.adapter_parameters(adapter.name),
+                "name": adapter.name,
+                "weight_decay": self._weight_decay(adapter.owner),
+            }
             for adapter in model.layout.adapters
+            if not adapter.frozen
         ]
         return torch.optim.AdamW(
             groups,
-            lr=self.recipe.learning_rate,
+            lr=learning_rate,
             betas=(self.recipe.adam_beta1, self.recipe.adam_beta2),
             eps=self.recipe.adam_epsilon,
-            weight_decay=self.recipe.weight_decay,
             fused=True,
         )
+
+    def _weight_decay(self, owner: int | None) -> float:
+        own = None if owner is None else self.run.tasks[owner].recipe.weight_decay
+        return self.recipe.weight_decay if own is None else own
 
     def progress_state(self) -> dict[str, Any]:
         """What the loop itself remembers, for checkpoints."""
         return {
-            "best_value": self.best_value,
-            "best_step": self.best_step,
-            "stale_evaluations": self.stale_evaluations,
+            "stage": self.run.stage,
+            "stage_start": self.stage_start,
+            "stage_ended": self.stage_ended,
+            "active": self.run.active,
+            "judge": self.judge.state(),
             "last_weights": self.last_weights,
             "had_effect": self.had_effect,
+            "totals": asdict(self.totals),
         }
 
     def load_progress_state(self, state: dict[str, Any]) -> None:
-        """Set what `progress_state` gave."""
-        self.best_value = state["best_value"]
-        self.best_step = state["best_step"]
-        self.stale_evaluations = state["stale_evaluations"]
+        """Set what `progress_state` gave, and enter its stage."""
+        names = [stage.name for stage in self.stages]
+        if state["stage"] not in names:
+            raise UserError(
+                f"the checkpoint is of the stage {state['stage']!r}, which the recipe lacks",
+                where="stages",
+                fix="resume with the recipe of the run (recipe.yaml in its folder)",
+            )
+        self.enter_stage(names.index(state["stage"]))
+        self.stage_start, self.stage_ended = state["stage_start"], state["stage_ended"]
+        self.run.active = list(state["active"])
+        self.judge.load_state(state["judge"])
         self.last_weights = list(state["last_weights"])
         self.had_effect = state["had_effect"]
+        self.totals = Totals(**state["totals"])
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import mtlcore
 from mtlcore import checkpoint
@@ -19,31 +18,7 @@ from mtlcore.errors import MtlcoreError, UserError
 from mtlcore.recipe_file import read_recipe
 from mtlcore.run import Run
 from mtlcore.trainer import Trainer
-from tests.recipes import write_tiny_recipe
-
-
-def final_adapters(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.checkpoints(folder)[-1] / checkpoint.ADAPTERS)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def training_part(folder: Path, **changes: object) -> str:
-    values = {
-        "output_dir": folder / "run",
-        "max_steps": 6,
-        "per_device_train_batch_size": 6,
-        "learning_rate": 5e-3,
-        "max_length": 96,
-        "save_steps": 2,
-        "save_total_limit": 10,
-        "logging_steps": 1,
-        **changes,
-    }
-    return "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
-
+from tests.recipes import final_adapters, metrics, training_part, write_tiny_recipe
 
 WEIGHTINGS = ["pcgrad", "equal", "uncertainty"]
 
@@ -216,7 +191,7 @@ def test_epochs_count_the_rows_of_the_largest_task(tiny_model: Path, tmp_path: P
     training = training_part(tmp_path, max_steps="null", num_train_epochs=2)
     recipe = write_tiny_recipe(tmp_path, tiny_model, training=training, sampling="proportional")
     run = Run(read_recipe(recipe).recipe, tmp_path / "run")
-    steps = Trainer(run).total_steps
+    steps = Trainer(run).stages[0].steps
     assert steps == math.ceil(2 * 40 / (6 * 40 / 76))
 
 

@@ -9,20 +9,43 @@ from typing import Annotated
 
 import typer
 
-from mtlcore.cli import demo, env, evaluate, export, generate, ops, schema, train
+from mtlcore.cli import (
+    adapt,
+    baseline,
+    check,
+    compare,
+    cv,
+    demo,
+    env,
+    evaluate,
+    export,
+    generate,
+    ops,
+    review,
+    schema,
+    tour,
+    train,
+)
 from mtlcore.cli.console import print_error
 from mtlcore.errors import MtlcoreError, UserError
 
 VERBS = {  # in the order of --help; `plugins` has verbs of its own and is mounted when used
     "demo": demo.demo,
+    "check": check.check,
     "train": train.train,
+    "adapt": adapt.adapt,
     "evaluate": evaluate.evaluate,
+    "baseline": baseline.baseline,
+    "cv": cv.cv,
+    "compare": compare.compare,
+    "review": review.review,
     "generate": generate.generate,
     "export": export.export,
     "plugins": None,
     "schema": schema.schema,
     "ops": ops.ops,
     "env": env.env,
+    "tour": tour.tour,
 }
 
 

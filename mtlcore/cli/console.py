@@ -26,6 +26,11 @@ def print_error(error: MtlcoreError) -> None:
         _red(f"error: {error}")
 
 
+def print_failure(text: str) -> None:
+    """One red line on stderr for what was done, and found to be bad."""
+    _red(f"failed: {text}")
+
+
 def warn(text: str) -> None:
     """One line on stderr."""
     typer.secho(f"warning: {text}", fg="yellow", err=True, color=_color())

@@ -15,6 +15,10 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     split: Annotated[str, typer.Option(help="test, eval or train.")] = "test",
     task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    resamples: Annotated[
+        int | None,
+        typer.Option(help="Bootstrap resamples of the 95% intervals; 0 is none.", min=0),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a run, task by task."""
@@ -27,7 +31,12 @@ def evaluate(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        scores = load(run).evaluate(split, tasks=task or None, save_as=split)
+        scores = load(run).evaluate(
+            split,
+            tasks=task or None,
+            save_as=split,
+            resamples="auto" if resamples is None else resamples,
+        )
     if as_json:
         typer.echo(json.dumps(scores.to_json(), indent=2))
         return

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mtlcore.cli.console import print_failure
+
+if TYPE_CHECKING:
+    from mtlcore.run import Run
+
+AUDIT_FAILED = 3
+"""Exit code of a run that was trained and saved, and then failed an audit."""
 
 Overrides = Annotated[
     list[str] | None,
@@ -32,6 +40,16 @@ def train(
 
     run = train(loaded, resume=True if resume == "auto" else resume or False)
     typer.echo(f"run folder: {run.folder}")
+    exit_if_audit_failed(run)
+
+
+def exit_if_audit_failed(run: Run) -> None:
+    """End with 3 if the last audit found something beyond its limit."""
+    failed = [finding for finding in run.findings if finding.failed]
+    for finding in failed:
+        print_failure(f"audit {finding.name} of {finding.task}: {finding.message}")
+    if failed:
+        raise typer.Exit(AUDIT_FAILED)
 
 
 def complete_bare_resume(args: list[str]) -> list[str]:

@@ -26,8 +26,9 @@ class Batch:
     `input_ids` [rows, length] with `attention_mask`, `row_lengths` None.
 
     Of the L labelled positions: `label_index` [L] where the logits that predict them stand among
-    all tokens, `labels` [L] the tokens to predict, `label_rows` [L] their row,
-    `label_tasks` [L] their task.
+    all tokens, `labels` [L] the tokens to predict. Of the H rows that the head of their task
+    answers: `head_rows` their numbers, `head_labels` [H] the right options. `label_rows` and
+    `label_tasks` [L + H] are the row and task of each labelled position, then of each head row.
     """
 
     examples: tuple[Example, ...]
@@ -41,9 +42,13 @@ class Batch:
     label_rows: Tensor
     label_tasks: Tensor
     counts: tuple[int, ...]
-    """[T] labelled tokens of each task."""
+    """[T] labels of each task: labelled tokens, and rows that its head answers."""
     tokens: tuple[int, ...]
     """[T] tokens of each task, padding left out."""
+    head_rows: tuple[int, ...] = ()
+    head_labels: Tensor | None = None
+    true_lengths: tuple[int, ...] | None = None
+    """Padded form: the length of each row without its padding."""
 
 
 def collate(
@@ -76,6 +81,8 @@ def collate(
                 index.append(start + position - 1)
                 labels.append(label)
                 label_rows.append(row)
+    heads = [row for row, example in enumerate(examples) if example.head]
+    label_rows += heads
     shape = (1, -1) if flat else (len(examples), width)
     mask = None
     if not flat:
@@ -99,6 +106,11 @@ def collate(
         label_tasks=torch.tensor(tasks, device=device)[row_of_label],
         counts=tuple(counts),
         tokens=tuple(tokens),
+        head_rows=tuple(heads),
+        head_labels=torch.tensor([examples[row].label for row in heads], device=device)
+        if heads
+        else None,
+        true_lengths=None if flat else tuple(lengths),
     )
 
 

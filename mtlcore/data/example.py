@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from mtlcore.errors import UserError
 
 IGNORED = -100
 """The label of a token that is not trained on (the name and value of Hugging Face)."""
@@ -42,7 +44,35 @@ class Example:
     """Classification: index of the right word in `options`."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The row's columns, by the file's names and by the format's names."""
+    head: bool = False
+    """Whether the task's head answers: then `input_ids` is the prompt and no token is learned."""
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.input_ids):
             raise ValueError(f"{len(self.labels)} labels for {len(self.input_ids)} tokens")
+
+    @property
+    def label_count(self) -> int:
+        """How many labels are learned: tokens, or one with a head."""
+        return 1 if self.head else sum(label != IGNORED for label in self.labels)
+
+
+def head_row(example: Example) -> Example:
+    """The same row for the head of its task: the prompt alone, answered by an option's index."""
+    if example.head:
+        return example
+    if not example.options or example.label is None or not example.prompt_length:
+        raise UserError(
+            f"task {example.task!r} has a head, but its format gives no options to choose from",
+            where=f"tasks.{example.task}.head",
+            fix="use the format classification, or remove the head: the language model answers",
+        )
+    length = example.prompt_length
+    return replace(
+        example,
+        input_ids=example.input_ids[:length],
+        labels=(IGNORED,) * length,
+        option_ids=(),
+        calibration_ids=(),
+        head=True,
+    )

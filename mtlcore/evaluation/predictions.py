@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtlcore.data.batches import collate
-from mtlcore.data.example import IGNORED
+from mtlcore.data.example import IGNORED, head_row
+from mtlcore.errors import UserError
 from mtlcore.seeds import seed_of
 
 if TYPE_CHECKING:
+    from mtlcore.data.batches import Batch
     from mtlcore.data.example import Example
     from mtlcore.data.tasks import Task
+    from mtlcore.losses import Outputs
     from mtlcore.run import Run
 
 
@@ -27,7 +30,8 @@ class Prediction:
     `loss_sum` and `tokens`: negative log-likelihood of the target, summed over its tokens.
     With options: `scores` are their log-likelihoods (less those after the calibration prompt, if
     there is one), `choice` the best one's index, `label` the right one's, and `output` the chosen
-    text. Else `output` was generated.
+    text. A head's scores are the options' log-probabilities, and `loss_sum` is that of one label.
+    Else `output` was generated.
     """
 
     task: str
@@ -56,15 +60,26 @@ def predict(
 
     Losses come from one pass over the targets. With `outputs`, rows with options are answered by
     the likeliest option, other rows with a prompt by generation; `progress` is told of each row
-    finished.
+    finished. The rows of a task with a head are answered by it.
     """
-    losses = _sum_losses(run, task, examples)
+    if task.recipe.head is not None:
+        return _predict_with_head(run, task, [head_row(e) for e in examples], outputs, progress)
+    losses = sum_losses(run, task, examples)
     answers: list[dict[str, Any]] = [{"output": ""} for _ in examples]
     if outputs:
         optional = [i for i, example in enumerate(examples) if example.options]
         generated = [i for i, e in enumerate(examples) if not e.options and e.prompt_length]
         _choose(run, task, examples, optional, answers, progress)
         _generate(run, task, examples, generated, answers, progress)
+    return _predictions(task, examples, losses, answers)
+
+
+def _predictions(
+    task: Task,
+    examples: Sequence[Example],
+    losses: Sequence[float],
+    answers: Sequence[dict[str, Any]],
+) -> list[Prediction]:
     return [
         Prediction(
             task=task.name,
@@ -72,7 +87,7 @@ def predict(
             prompt=example.prompt,
             target=example.target,
             loss_sum=loss,
-            tokens=sum(label != IGNORED for label in example.labels),
+            tokens=example.label_count,
             label=example.label,
             options=example.options,
             fields=example.fields,
@@ -82,33 +97,74 @@ def predict(
     ]
 
 
-def _sum_losses(run: Run, task: Task, examples: Sequence[Example]) -> list[float]:
-    """The summed token loss of each example's labels, in order."""
-    size = run.recipe.training.per_device_eval_batch_size
+def _predict_with_head(
+    run: Run,
+    task: Task,
+    examples: Sequence[Example],
+    outputs: bool,
+    progress: Callable[[int], object],
+) -> list[Prediction]:
+    """One pass over the prompts gives both the losses and the answers."""
+    size = run.model.heads.size(task.index)
+    for example in examples:
+        if len(example.options) != size:
+            raise UserError(
+                f"task {task.name!r}: its head chooses between {size} options, row {example.row} "
+                f"has {len(example.options)}: {', '.join(example.options)}",
+                where=f"tasks.{task.name}.head",
+                fix="score the data that it was trained with, with the same labels",
+            )
+    losses = [0.0] * len(examples)
+    answers: list[dict[str, Any]] = [{"output": ""} for _ in examples]
+    for places, _, found in _passes(run, task, examples):
+        scores = torch.cat([logits.double() for logits in found.head_logits]).log_softmax(-1)
+        rows = zip(places, scores.tolist(), found.token_losses.tolist(), strict=True)
+        for place, row, loss in rows:
+            losses[place] = loss
+            if outputs:
+                choice = max(range(size), key=row.__getitem__)
+                text = examples[place].options[choice]
+                answers[place] = {"output": text, "choice": choice, "scores": tuple(row)}
+        progress(len(places) if outputs else 0)
+    return _predictions(task, examples, losses, answers)
+
+
+def sum_losses(run: Run, task: Task, examples: Sequence[Example]) -> list[float]:
+    """The summed loss of each example's labels, in order."""
     found = [0.0] * len(examples)
+    for places, batch, outputs in _passes(run, task, examples):
+        losses = outputs.token_losses
+        sums = losses.new_zeros(len(places)).index_add(0, batch.label_rows, losses)
+        for place, loss in zip(places, sums.tolist(), strict=True):
+            found[place] = loss
+    return found
+
+
+def _passes(
+    run: Run, task: Task, examples: Sequence[Example]
+) -> Iterator[tuple[list[int], Batch, Outputs]]:
+    """Forward passes over all examples: the places of each one's rows, and what it gives."""
+    size = run.recipe.training.per_device_eval_batch_size
     # Rows of like length together: no matter for flat batches, less padding in the others.
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     was_training = run.model.training
     run.model.eval()
     try:
-        with torch.no_grad(), run.autocast():
-            for start in range(0, len(order), size):
-                places = order[start : start + size]
-                batch = collate(
-                    [examples[i] for i in places],
-                    [task.index] * len(places),
-                    len(run.tasks),
-                    flat=run.model.flat,
-                    device=run.device,
-                )
-                losses = run.model(batch).token_losses
-                sums = losses.new_zeros(len(places)).index_add(0, batch.label_rows, losses)
-                for place, loss in zip(places, sums.tolist(), strict=True):
-                    found[place] = loss
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            batch = collate(
+                [examples[i] for i in places],
+                [task.index] * len(places),
+                len(run.tasks),
+                flat=run.model.flat,
+                device=run.device,
+            )
+            with torch.no_grad(), run.autocast():
+                outputs = run.model(batch)
+            yield places, batch, outputs
     finally:
         run.model.routing.leave()
         run.model.train(was_training)
-    return found
 
 
 def _choose(
@@ -126,7 +182,7 @@ def _choose(
         for prompt in (given, example.calibration_ids):
             if prompt:
                 trials += [_trial(example, prompt, option) for option in example.option_ids]
-    losses = iter(_sum_losses(run, task, trials))
+    losses = iter(sum_losses(run, task, trials))
     for place in places:
         options = examples[place].options
         scores = [-next(losses) for _ in options]

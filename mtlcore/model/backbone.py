@@ -14,15 +14,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mtlcore.errors import UserError, did_you_mean
-from mtlcore.losses import Outputs, task_losses
+from mtlcore.losses import Outputs, cross_entropy, sum_by_task
 from mtlcore.model import attention
-from mtlcore.model.layout import Layout, Routing, row_segments
+from mtlcore.model.bottleneck import Bottleneck
+from mtlcore.model.heads import Heads, TaskFacts, last_states, pool, prompts_of
+from mtlcore.model.layers import AdapterLayer, weights_of
+from mtlcore.model.layout import Layout, Routing, block_name, block_number, row_segments
 from mtlcore.model.lora import MultiTaskLora
 from mtlcore.seeds import generator
 
 if TYPE_CHECKING:
     from mtlcore.data.batches import Batch
-    from mtlcore.recipe import GenerationRecipe, LoraRecipe, ModelRecipe
+    from mtlcore.recipe import BottleneckRecipe, GenerationRecipe, LoraRecipe, ModelRecipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -55,34 +58,109 @@ def _first_line(error: BaseException) -> str:
 class MultiTaskModel(nn.Module):
     """A frozen backbone whose linear layers carry the adapters of a layout.
 
-    `forward(batch)` gives token-loss sums per task. Batches are flat [1, N] where the backbone
-    allows (see `flat`), else padded.
+    `tasks` [T] are facts of each task: dropout, label smoothing, head. `forward(batch)` gives loss
+    sums per task. Batches are flat [1, N] where the backbone allows (see `flat`), else padded.
+    `keep_pooled` asks for `Outputs.pooled`.
+
+    `layers` are the LoRA layers by module name, `bottlenecks` the layers after such modules,
+    `heads` the heads; `adapter_layers` holds them all, in the order of the network.
     """
 
     def __init__(
-        self, backbone: PreTrainedModel, layout: Layout, lora: LoraRecipe, *, seed: int = 0
+        self,
+        backbone: PreTrainedModel,
+        layout: Layout,
+        lora: LoraRecipe,
+        *,
+        bottleneck: BottleneckRecipe | None = None,
+        tasks: Sequence[TaskFacts] = (),
+        keep_pooled: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        facts = tuple(tasks) or (TaskFacts(dropout=lora.lora_dropout),) * len(layout.task_names)
         self.backbone = backbone.requires_grad_(False)
         self.layout = layout
-        self.routing = Routing(layout)
+        self.routing = Routing(layout, dropout=tuple(fact.dropout for fact in facts))
+        self.smoothing = tuple(fact.smoothing for fact in facts)
+        self.keep_pooled = keep_pooled
         self.original_attention = backbone.config._attn_implementation
         self.layers: dict[str, MultiTaskLora] = {}
-        for name, module in find_targets(backbone, lora.target_modules).items():
-            layer = MultiTaskLora(
-                module,
+        self.bottlenecks: dict[str, Bottleneck] = {}
+        targets = find_targets(backbone, lora.target_modules) if layout.family("lora") else {}
+        after = bottleneck_targets(backbone, bottleneck.target_modules) if bottleneck else {}
+        self._check_blocks([*targets, *after])
+        head: Any = backbone.get_output_embeddings()
+        self.heads = Heads(
+            head.weight.shape[1],
+            self.routing,
+            dict(enumerate(facts)),
+            dtype=head.weight.dtype,
+            device=head.weight.device,
+            generator=functools.partial(generator, seed, "head"),
+        )
+        for name, module in targets.items():
+            self._add_lora(name, module, functools.partial(generator, seed, "lora", name))
+        for name, module in after.items():
+            assert bottleneck is not None
+            self.bottlenecks[name] = Bottleneck(
+                self._features(module),
                 self.routing,
-                dropout=lora.lora_dropout,
-                generator=functools.partial(generator, seed, "lora", name),
+                name=name,
+                non_linearity=bottleneck.non_linearity,
+                dtype=module.weight.dtype,
+                device=module.weight.device,
+                generator=functools.partial(generator, seed, "bottleneck", name),
             )
-            parent, _, child = name.rpartition(".")
-            setattr(backbone.get_submodule(parent), child, layer)
-            self.layers[name] = layer
+            backbone.get_submodule(name).register_forward_hook(self.bottlenecks[name].after)
+        self._modules_after = nn.ModuleList(self.bottlenecks.values())
+        order = {name: place for place, name in enumerate([*targets, *after])}
+        if after:
+            names = (name.removesuffix(".base") for name, _ in backbone.named_modules())
+            order = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        found: list[AdapterLayer] = [*self.layers.values(), *self.bottlenecks.values()]
+        found.sort(key=lambda layer: order[layer.name])
+        self.adapter_layers: tuple[AdapterLayer, ...] = (*found, self.heads)
+        self._parameters_of: dict[str, list[nn.Parameter]] = {a.name: [] for a in layout.adapters}
+        for weight in weights_of(self.adapter_layers):
+            self._parameters_of[weight.owner.name].append(weight.parameter)
+        for adapter in layout.adapters:
+            if not self._parameters_of[adapter.name]:
+                raise UserError(
+                    f"no layer has the adapter {adapter.name!r}: its blocks hold no target module",
+                    where=adapter.blocks_key,
+                    fix="name blocks that lora.target_modules reaches",
+                )
         attention.attach(backbone, self.routing)
-        head = backbone.get_output_embeddings()
         head.register_forward_pre_hook(self._labelled_only)
+        self._wants_hidden = False
+        self._hidden: Tensor | None = None
         self.flat = False
         self.flat_problem: str | None = "not tried"
+
+    def _add_lora(self, name: str, module: nn.Linear | Conv1D, start: Any) -> None:
+        layer = MultiTaskLora(module, self.routing, name=name, generator=start)
+        if layer.adapters:
+            parent, _, child = name.rpartition(".")
+            setattr(self.backbone.get_submodule(parent), child, layer)
+            self.layers[name] = layer
+
+    @staticmethod
+    def _features(module: nn.Linear | Conv1D) -> int:
+        return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
+
+    def _check_blocks(self, names: Sequence[str]) -> None:
+        """Blocks that adapters are confined to must exist."""
+        blocks = {block_number(name) for name, _ in self.backbone.named_modules()} - {None}
+        for adapter in self.layout.adapters:
+            odd = [block for block in adapter.blocks or () if block not in blocks]
+            if odd or adapter.blocks == ():
+                last = max((block for block in blocks if block is not None), default=-1)
+                raise UserError(
+                    f"the model has no block {odd[0]}" if odd else "the list of blocks is empty",
+                    where=adapter.blocks_key,
+                    fix=f"its blocks are 0 to {last}; without the key every block is adapted",
+                )
 
     def try_flat(self) -> bool:
         """Use flat batches if the rows of one stay apart in this model; else say why not."""
@@ -96,24 +174,30 @@ class MultiTaskModel(nn.Module):
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every trainable weight, with its name."""
-        return ((n, p) for n, p in self.backbone.named_parameters() if p.requires_grad)
+        yield from ((n, p) for n, p in self.backbone.named_parameters() if p.requires_grad)
+        for weight in weights_of((*self.bottlenecks.values(), self.heads)):
+            if weight.parameter.requires_grad:
+                yield weight.key, weight.parameter
 
     def adapter_parameters(self, adapter: str) -> list[nn.Parameter]:
-        """The weights of one adapter in all layers."""
-        return [f[adapter] for layer in self.layers.values() for f in (layer.lora_A, layer.lora_B)]
+        """The weights of one adapter (or head) in all layers."""
+        return self._parameters_of[adapter]
 
-    def adapter_state(self) -> dict[str, Tensor]:
-        """All adapter weights by ``<module>.lora_A.<adapter>`` / ``lora_B`` (B is [r, out])."""
+    def adapter_state(self, owner: int | None = None) -> dict[str, Tensor]:
+        """All adapter weights by ``<module>.<factor>.<adapter>``, e.g. ``lora_B`` [r, out].
+
+        With `owner` only those that belong to that one task.
+        """
         return {
-            f"{name}.{factor}.{adapter}": parameter.detach()
-            for name, layer in self.layers.items()
-            for factor in ("lora_A", "lora_B")
-            for adapter, parameter in getattr(layer, factor).items()
+            weight.key: weight.parameter.detach()
+            for weight in weights_of(self.adapter_layers)
+            if owner is None or weight.owner.owner == owner
         }
 
     @torch.no_grad()
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Set all adapter weights; a name that is missing or left over is an error."""
+        self.heads.take_sizes(state)
         own = self.adapter_state()
         if own.keys() != state.keys():
             odd = sorted(own.keys() ^ state.keys())
@@ -129,22 +213,80 @@ class MultiTaskModel(nn.Module):
                 )
             parameter.copy_(state[name])
 
-    def forward(self, batch: Batch) -> Outputs:
-        """One pass over a batch of several tasks -> loss sums [T], counts [T], token losses [L]."""
+    def forward(self, batch: Batch, *, draw: tuple[object, ...] | None = None) -> Outputs:
+        """One pass over a batch of several tasks -> loss sums [T], counts [T], losses [L + H].
+
+        `draw` is what dropout masks depend on beside layer and task, e.g. (seed, step,
+        micro-batch, rank). Labels are smoothed in training mode only.
+        """
         attention.use_attention(
             self.backbone, attention.FLAT if batch.row_lengths else self.original_attention
         )
-        self.routing.enter(batch.rows, batch.row_lengths, batch.label_index)
+        self.routing.enter(
+            batch.rows,
+            batch.row_lengths,
+            batch.label_index,
+            draw=draw,
+            true_lengths=batch.true_lengths,
+        )
+        self._wants_hidden = self.keep_pooled or bool(batch.head_rows)
         logits = self.backbone(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.attention_mask,
             use_cache=False,  # with a cache, packed rows silently see each other
-        ).logits  # [1, L, V]
-        return task_losses(logits[0], batch)
+        ).logits[0]  # [L, V]
+        hidden, self._hidden = self._hidden, None
+        smoothing = self._smoothing(batch)  # [L + H]
+        split = len(batch.labels)
+        losses = cross_entropy(
+            logits, batch.labels, None if smoothing is None else smoothing[:split]
+        )
+        pooled, head_logits = None, []
+        if hidden is not None:
+            pooled, head_logits, of_heads = self._pooled_and_heads(hidden, batch, smoothing)
+            losses = torch.cat([losses, *of_heads])
+        return Outputs(
+            sum_by_task(losses, batch), batch.counts, losses, pooled, tuple(head_logits)
+        )
+
+    def _smoothing(self, batch: Batch) -> Tensor | None:
+        """[L + H] the smoothing of each label; None where there is none."""
+        if not self.training or not any(self.smoothing):
+            return None
+        shares = torch.tensor(self.smoothing, dtype=torch.float64).to(batch.label_tasks.device)
+        return shares[batch.label_tasks]
+
+    def _pooled_and_heads(
+        self, hidden: Tensor, batch: Batch, smoothing: Tensor | None
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        """Pooled states [rows, d] if asked for; logits and losses of each segment with a head."""
+        prompts = prompts_of(batch)
+        means = {fact.head for fact in self.heads.facts.values()} if batch.head_rows else set()
+        pooled = pool(hidden, prompts) if self.keep_pooled or "mean" in means else None
+        logits: list[Tensor] = []
+        losses: list[Tensor] = []
+        done, split = 0, len(batch.labels)
+        for task, start, stop in batch.rows:
+            rows = [row for row in batch.head_rows if start <= row < stop]
+            if not rows:
+                continue
+            assert batch.head_labels is not None
+            if self.heads.facts[task].head == "mean":
+                assert pooled is not None
+                states = pooled[rows]
+            else:
+                states = last_states(hidden, prompts, rows)
+            logits.append(self.heads(states, task))  # [n, options]
+            part = slice(done, done := done + len(rows))
+            spread = None if smoothing is None else smoothing[split:][part]
+            losses.append(cross_entropy(logits[-1], batch.head_labels[part], spread))
+        return pooled if self.keep_pooled else None, logits, losses
 
     def _labelled_only(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Before the head: keep the hidden states whose logits are wanted, [1, L, d]."""
+        if self._wants_hidden:
+            self._hidden, self._wants_hidden = args[0], False
         if self.routing.label_index is None:
             return None
         hidden = args[0]
@@ -165,6 +307,15 @@ class MultiTaskModel(nn.Module):
         Returns the new token ids of each prompt, without the end token, in the order given.
         Prompts are padded on the left; sampling draws from torch's global generator.
         """
+        for task in tasks:
+            if task in self.heads:
+                name = self.layout.task_names[task]
+                raise UserError(
+                    f"task {name!r} is answered by its head, which chooses an option and writes "
+                    "no text",
+                    where=f"tasks.{name}.head",
+                    fix="score it with `mtlcore evaluate`, or train it without a head",
+                )
         order = sorted(range(len(prompts)), key=lambda i: tasks[i])
         width = max(len(prompt) for prompt in prompts)
         ids = [[pad_token_id] * (width - len(prompts[i])) + list(prompts[i]) for i in order]
@@ -206,8 +357,26 @@ class MultiTaskModel(nn.Module):
             self.train(was_training)
 
 
-def find_targets(
+def bottleneck_targets(
     backbone: PreTrainedModel, target_modules: str | list[str]
+) -> dict[str, nn.Linear | Conv1D]:
+    """The layers that a bottleneck follows: "last-linear" of each block, or as `find_targets`."""
+    where = "bottleneck.target_modules"
+    if target_modules != "last-linear":
+        return find_targets(backbone, target_modules, where)
+    linear = find_targets(backbone, "all-linear", where)
+    last = {block_name(n): n for n in linear if block_number(n) is not None}
+    if not last:
+        raise UserError(
+            "the model has no numbered blocks", where=where, fix="name the layers in a list"
+        )
+    return {name: linear[name] for name in last.values()}
+
+
+def find_targets(
+    backbone: PreTrainedModel,
+    target_modules: str | list[str],
+    where: str = "lora.target_modules",
 ) -> dict[str, nn.Linear | Conv1D]:
     """The linear layers to adapt, by name, chosen as PEFT does.
 
@@ -223,7 +392,7 @@ def find_targets(
     if target_modules == "all-linear":
         found = linear
     elif isinstance(target_modules, str):
-        _require_pattern(target_modules)
+        _require_pattern(target_modules, where)
         found = {name: m for name, m in linear.items() if re.fullmatch(target_modules, name)}
     else:
         missing = [t for t in target_modules if not any(_ends_with(n, t) for n in linear)]
@@ -231,7 +400,7 @@ def find_targets(
             ends = sorted({name.rpartition(".")[2] for name in linear})
             raise UserError(
                 f"the model has no linear layer {missing[0]!r}",
-                where="lora.target_modules",
+                where=where,
                 fix=f"{did_you_mean(missing[0], ends)} (linear layers: {', '.join(ends)})",
             )
         found = {n: m for n, m in linear.items() if any(_ends_with(n, t) for t in target_modules)}
@@ -239,19 +408,19 @@ def find_targets(
         ends = sorted({name.rpartition(".")[2] for name in linear})
         raise UserError(
             f"no linear layer of the model matches {target_modules!r}",
-            where="lora.target_modules",
+            where=where,
             fix=f"its linear layers are {', '.join(ends)}",
         )
     return found
 
 
-def _require_pattern(pattern: str) -> None:
+def _require_pattern(pattern: str, where: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
         raise UserError(
             f"{pattern!r} is not a regular expression: {error}",
-            where="lora.target_modules",
+            where=where,
             fix="a text is a regular expression; for layers by name give a list, e.g. [q_proj]",
         ) from None
 

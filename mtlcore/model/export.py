@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,21 +25,30 @@ def peft_adapter(model: MultiTaskModel, task: int, folder: Path, base_name: str)
 
     A = the adapters' A one below the other, B = their scale * B side by side, so the rank is the
     sum of their ranks and lora_alpha equals it (a factor of 1), whatever scale training used.
+    Where adapters lie in some blocks only, ranks and alphas differ by module. A head has no place
+    in a LoRA: it is written beside it, as head.safetensors and head.json.
     """
     adapters = _adapters_of(model, task)
-    rank = sum(adapter.r for adapter in adapters)
     tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
     for name, layer in model.layers.items():
-        down, up = _factors(layer, adapters)
-        tensors[f"base_model.model.{name}.lora_A.weight"] = down.cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = up.cpu().contiguous()
+        here = [adapter for adapter in adapters if adapter in layer.adapters]
+        if here:
+            down, up = _factors(layer, here)
+            tensors[f"base_model.model.{name}.lora_A.weight"] = down.cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = up.cpu().contiguous()
+            ranks[name] = len(down)
+    rank = max(ranks.values())
+    others = {name: r for name, r in ranks.items() if r != rank}
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         lora_dropout=0.0,
         use_rslora=False,
         bias="none",
-        target_modules=sorted(model.layers),
+        target_modules=sorted(ranks),
+        rank_pattern=others,
+        alpha_pattern=dict(others),
         fan_in_fan_out=any(layer.transposed for layer in model.layers.values()),
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base_name,
@@ -47,13 +57,42 @@ def peft_adapter(model: MultiTaskModel, task: int, folder: Path, base_name: str)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
+    _save_head(model, task, folder)
     return folder
+
+
+def _save_head(model: MultiTaskModel, task: int, folder: Path) -> None:
+    """The task's head as tensors, and what it takes to use them in words.
+
+    Logits are weight @ state + bias; the state is the last hidden state (what the language model
+    head would get) of the last prompt token, or the mean over the prompt's tokens.
+    """
+    if task not in model.heads:
+        return
+    facts = model.heads.facts[task]
+    index = model.heads.index[task]
+    tensors = {
+        factor: model.heads.parameter(index, number).detach().cpu().contiguous()
+        for number, factor in enumerate(model.heads.factors)
+    }
+    save_file(tensors, folder / "head.safetensors", metadata={"format": "pt"})
+    words = {
+        "task": model.layout.task_names[task],
+        "pooling": facts.head,
+        "hidden_size": model.heads.features,
+        "options": facts.options,
+    }
+    text = json.dumps(words, indent=2, ensure_ascii=False)
+    (folder / "head.json").write_text(text + "\n", encoding="utf-8")
 
 
 def merged_model(
     model: MultiTaskModel, task: int, folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> Path:
-    """Write a full model with the task's adapters added into its weights: W + sum scale B A."""
+    """Write a full model with the task's adapters added into its weights: W + sum scale B A.
+
+    A head is written beside it, as head.safetensors and head.json.
+    """
     adapters = _adapters_of(model, task)
     state: dict[str, Tensor] = {}
     for name, value in model.backbone.state_dict().items():
@@ -69,11 +108,22 @@ def merged_model(
     folder.mkdir(parents=True, exist_ok=True)
     model.backbone.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
+    _save_head(model, task, folder)
     return folder
 
 
 def _adapters_of(model: MultiTaskModel, task: int) -> list[Adapter]:
-    adapters = model.layout.of_task(task)
+    """The LoRA adapters of a task; UserError if a LoRA cannot hold what the task uses."""
+    used = model.layout.of_task(task)
+    narrow = [adapter.name for adapter in used if adapter.family == "bottleneck"]
+    if narrow:
+        raise UserError(
+            f"{' and '.join(narrow)}: bottleneck adapters are no LoRA and cannot be merged into "
+            "the weights, so nothing outside of mtlcore could load them",
+            where="bottleneck",
+            fix="use the run itself (`mtlcore generate`, `mtlcore.load`), or train without them",
+        )
+    adapters = [adapter for adapter in used if adapter.family == "lora"]
     if not adapters:
         what = "this layout has no shared adapter" if task < 0 else "the task uses no adapter"
         raise UserError(what, where="sharing", fix="export a task that has one")
@@ -88,6 +138,9 @@ def _factors(layer: MultiTaskLora, adapters: list[Adapter]) -> tuple[Tensor, Ten
 
 
 def _merged_weight(layer: MultiTaskLora, adapters: list[Adapter], weight: Tensor) -> Tensor:
+    adapters = [adapter for adapter in adapters if adapter in layer.adapters]
+    if not adapters:
+        return weight
     down, up = _factors(layer, adapters)
     delta = up @ down  # [out, in]
     return (weight.to(delta.dtype) + (delta.t() if layer.transposed else delta)).to(weight.dtype)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from mtlcore.errors import UserError
+from mtlcore.seeds import seed_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mtlcore.arena import Arena
-    from mtlcore.recipe import LoraRecipe, SharingRecipe
+    from mtlcore.arena import Sink
+    from mtlcore.recipe import BottleneckRecipe, LoraRecipe, SharingRecipe
 
 SHARED_ONLY = -1
 """Stands for a task in a row that has none: such rows use the shared adapter alone."""
@@ -23,10 +25,13 @@ SHARED_ONLY = -1
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA pair per adapted layer, used by the rows of its tasks.
+    """Weights that the rows of its tasks use: in every adapted layer, or in some `blocks` only.
 
-    `scale` is what the product B A is multiplied with: lora_alpha / r, or for rsLoRA
-    lora_alpha / r * sqrt(rank) (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
+    Of three families: a LoRA pair per layer, a bottleneck per layer, or the head of one task.
+    `r` is its rank or width (0 for a head: as many as the task has options). `scale` is what its
+    output is multiplied with: for LoRA lora_alpha / r, or for rsLoRA lora_alpha / r * sqrt(rank)
+    (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732). A `frozen` one takes part in the
+    forward pass and is not trained.
     """
 
     name: str
@@ -34,6 +39,9 @@ class Adapter:
     r: int
     scale: float
     shared: bool = False
+    frozen: bool = False
+    family: Literal["lora", "bottleneck", "head"] = "lora"
+    blocks: tuple[int, ...] | None = None
 
     def serves(self, task: int) -> bool:
         """Whether rows of this task use the adapter."""
@@ -44,13 +52,25 @@ class Adapter:
         """The one task it belongs to, or None when its weights are shared between tasks."""
         return self.tasks[0] if len(self.tasks) == 1 else None
 
+    def lies_in(self, module: str) -> bool:
+        """Whether a module of that path has it."""
+        return self.blocks is None or block_number(module) in self.blocks
+
+    @property
+    def blocks_key(self) -> str:
+        """The key of the recipe that names its blocks."""
+        if self.name.startswith("group:"):
+            return f"sharing.groups.{self.name.partition(':')[2]}.layers_to_transform"
+        return "sharing.shared_layers" if self.shared else "sharing.own_layers"
+
 
 @dataclass(frozen=True)
 class Layout:
-    """All adapters of a layer side by side in rank space.
+    """All adapters, LoRA first, then bottlenecks, then heads.
 
-    The rows of task t pass through ``y = x Wᵀ + ((x Aᵀ) * S[t]) Bᵀ`` with A [R, in], B [out, R]
-    and S [T, R] holding an adapter's scale where task t uses it, 0 elsewhere.
+    The LoRA adapters of a layer stand side by side in rank space: the rows of task t pass through
+    ``y = x Wᵀ + ((x Aᵀ) * S[t]) Bᵀ`` with A [R, in], B [R, out] and S [T, R] holding an adapter's
+    scale where task t uses it, 0 elsewhere.
     """
 
     task_names: tuple[str, ...]
@@ -58,55 +78,121 @@ class Layout:
 
     @property
     def rank(self) -> int:
-        """R, the ranks of all adapters in sum."""
-        return sum(adapter.r for adapter in self.adapters)
+        """R, the ranks of all LoRA adapters in sum."""
+        return sum(adapter.r for adapter in self.family("lora"))
+
+    def family(self, family: str) -> list[Adapter]:
+        """The adapters of one family: "lora", "bottleneck" or "head"."""
+        return [adapter for adapter in self.adapters if adapter.family == family]
 
     def of_task(self, task: int) -> list[Adapter]:
         """The adapters that the rows of one task use (`SHARED_ONLY` for rows without a task)."""
         return [adapter for adapter in self.adapters if adapter.serves(task)]
 
-    def scales(self) -> Tensor:
-        """S [T + 1, R]; the last row is that of `SHARED_ONLY`."""
+    def scales(self, adapters: Sequence[Adapter] | None = None) -> Tensor:
+        """S [T + 1, R] of some adapters (default: LoRA); the last row is that of `SHARED_ONLY`."""
+        adapters = self.family("lora") if adapters is None else adapters
         tasks = [*range(len(self.task_names)), SHARED_ONLY]
         return torch.tensor(
-            [
-                [a.scale * a.serves(task) for a in self.adapters for _ in range(a.r)]
-                for task in tasks
-            ]
-        ).reshape(len(tasks), self.rank)
+            [[a.scale * a.serves(task) for a in adapters for _ in range(a.r)] for task in tasks]
+        ).reshape(len(tasks), sum(a.r for a in adapters))
 
     @classmethod
     def build(
-        cls, task_names: Sequence[str], lora: LoraRecipe, sharing: SharingRecipe | None
+        cls,
+        task_names: Sequence[str],
+        lora: LoraRecipe,
+        sharing: SharingRecipe | None,
+        *,
+        bottleneck: BottleneckRecipe | None = None,
+        heads: Collection[str] = (),
+        frozen_tasks: Collection[str] = (),
     ) -> Layout:
         """Read the recipe: one shared adapter, group adapters, one own adapter per task.
 
         Without `sharing` there is one shared adapter of rank `lora.r`. The ratio of alpha to rank
-        is the same for every adapter, so that ranks can be moved without retuning.
+        is the same for every adapter, so that ranks can be moved without retuning. `heads` are the
+        tasks with a head of their own. Frozen is what belongs to `frozen_tasks` alone.
         """
-        everyone = tuple(range(len(task_names)))
+        names = tuple(task_names)
+        everyone = tuple(range(len(names)))
+        asleep = {names.index(task) for task in frozen_tasks}
         ratio = lora.lora_alpha / lora.r
 
         def scale(r: int) -> float:
             return ratio * math.sqrt(r) if lora.use_rslora else ratio
 
+        def made(
+            name: str,
+            tasks: tuple[int, ...],
+            r: int,
+            scale: float,
+            family: Literal["lora", "bottleneck", "head"] = "lora",
+            blocks: Sequence[int] | None = None,
+            shared: bool = False,
+        ) -> Adapter:
+            frozen = asleep.issuperset(tasks)
+            chosen = None if blocks is None else tuple(blocks)
+            return Adapter(name, tasks, r, scale, shared, frozen, family, chosen)
+
         shared, own = (sharing.shared, sharing.own) if sharing else (lora.r, 0)
-        adapters = [Adapter("shared", everyone, shared, scale(shared), True)] if shared else []
+        adapters: list[Adapter] = []
+        if shared:
+            blocks = sharing.shared_layers if sharing else None
+            adapters.append(
+                made("shared", everyone, shared, scale(shared), blocks=blocks, shared=True)
+            )
         for name, group in (sharing.groups if sharing else {}).items():
-            members = tuple(sorted(task_names.index(task) for task in group.tasks))
-            adapters.append(Adapter(f"group:{name}", members, group.r, scale(group.r)))
+            members = tuple(sorted(names.index(task) for task in group.tasks))
+            blocks = group.layers_to_transform
+            adapters.append(made(f"group:{name}", members, group.r, scale(group.r), blocks=blocks))
         if own:
-            adapters += [
-                Adapter(f"own:{task}", (index,), own, scale(own))
-                for index, task in enumerate(task_names)
-            ]
+            blocks = sharing.own_layers if sharing else None
+            for index, task in enumerate(names):
+                adapters.append(made(f"own:{task}", (index,), own, scale(own), blocks=blocks))
+        if bottleneck is not None:
+            width, factor = bottleneck.shared, bottleneck.scaling
+            if width:
+                adapters.append(
+                    made("bottleneck:shared", everyone, width, factor, "bottleneck", shared=True)
+                )
+            for index, task in enumerate(names if bottleneck.own else ()):
+                adapter = f"bottleneck:own:{task}"
+                adapters.append(made(adapter, (index,), bottleneck.own, factor, "bottleneck"))
+            if not width and not bottleneck.own:
+                raise UserError(
+                    "the bottleneck adapters have no width",
+                    where="bottleneck",
+                    fix="set bottleneck.shared or bottleneck.own above 0, or remove `bottleneck`",
+                )
         if not adapters:
             raise UserError(
                 "no adapter is left to train",
                 where="sharing",
                 fix="give sharing.shared, sharing.own or a group a rank above 0",
             )
-        return cls(tuple(task_names), tuple(adapters))
+        for index, task in enumerate(names):
+            if task in heads:
+                adapters.append(made(f"head:{task}", (index,), 0, 1.0, "head"))
+        if all(adapter.frozen for adapter in adapters):
+            raise UserError(
+                "every adapter is frozen, so there is nothing to train",
+                where="start.freeze_own",
+                fix="train a task in some stage, or set freeze_own: false",
+            )
+        return cls(names, tuple(adapters))
+
+
+def block_name(path: str) -> str:
+    """The block of the network that a module lies in: its path up to the first number."""
+    match = re.match(r"(.*?\.\d+)\.", path)
+    return match[1] if match else path
+
+
+def block_number(path: str) -> int | None:
+    """The number of the block that a module lies in, from 0; None outside of all blocks."""
+    match = re.match(r".*?\.(\d+)\.", path)
+    return int(match[1]) if match else None
 
 
 class Segment(NamedTuple):
@@ -134,15 +220,18 @@ class Routing:
 
     A flat batch has tokens [1, N] (`row_lengths` given); else rows are [rows, length] of equal
     length. `sink` is where backward passes put the gradients of the adapters; without one the
-    layers run in ordinary autograd.
+    layers run in ordinary autograd. `dropout` [T] is each task's share of zeroed adapter inputs.
     """
 
     layout: Layout
+    dropout: tuple[float, ...] = ()
     rows: tuple[Segment, ...] = ()
     row_lengths: tuple[int, ...] | None = None
     label_index: Tensor | None = None
     attention_calls: int = 0
-    sink: Arena | None = None
+    sink: Sink | None = None
+    draw: tuple[object, ...] | None = None
+    true_lengths: tuple[int, ...] | None = None
     _plans: dict[int, tuple[AdapterPlan, ...]] = field(default_factory=dict)
 
     def enter(
@@ -150,14 +239,21 @@ class Routing:
         rows: Sequence[Segment],
         row_lengths: Sequence[int] | None,
         label_index: Tensor | None = None,
+        *,
+        draw: tuple[object, ...] | None = None,
+        true_lengths: Sequence[int] | None = None,
     ) -> None:
         """Announce the next batch: its rows by task, and their lengths if it is flat.
 
-        `label_index` [L] holds the positions, among all tokens, whose logits are wanted.
+        `label_index` [L] holds the positions, among all tokens, whose logits are wanted. `draw`
+        is what dropout masks depend on beside layer and task: (seed, step, ...); without it they
+        come from torch's global generator. `true_lengths` are those of padded rows.
         """
         self.rows = tuple(rows)
         self.row_lengths = None if row_lengths is None else tuple(row_lengths)
         self.label_index = label_index
+        self.draw = draw
+        self.true_lengths = None if true_lengths is None else tuple(true_lengths)
         self._plans.clear()
 
     def leave(self) -> None:
@@ -188,6 +284,47 @@ class Routing:
                 _plan(adapter, segments) for adapter in self.layout.adapters
             )
         return self._plans[tokens]
+
+    def keep_mask(self, layer: str, x: Tensor) -> Tensor | None:
+        """What to multiply the adapters' input x [tokens, in] with: 0 or 1 / (1 - dropout).
+
+        The mask of a task's tokens depends on `draw`, the layer and the task's name alone: not on
+        the other tasks in the batch, and a recomputed forward pass meets the same. None where no
+        row of the batch has dropout.
+        """
+        if not any(task >= 0 and self._dropout(task) for task, _, _ in self.rows):
+            return None
+        tokens, width = x.shape
+        mask = x.new_ones(tokens, width)
+        seen: dict[int, int] = {}
+        for task, start, stop in self.segments(tokens):
+            share = self._dropout(task)
+            if not share:
+                continue
+            place: Tensor | slice = slice(start, stop)
+            if self.row_lengths is None and self.true_lengths is not None:
+                place = self._true_tokens(start, stop, tokens // self.rows[-1].stop, x.device)
+            part = mask[place]
+            generator = None
+            if self.draw is not None:
+                key = seed_of(
+                    *self.draw, layer, self.layout.task_names[task], seen.get(task, 0)
+                )
+                generator = torch.Generator(x.device).manual_seed(key)
+            mask[place] = part.bernoulli_(1 - share, generator=generator).div_(1 - share)
+            seen[task] = seen.get(task, 0) + len(part)
+        return mask
+
+    def _dropout(self, task: int) -> float:
+        return self.dropout[task] if 0 <= task < len(self.dropout) else 0.0
+
+    def _true_tokens(self, start: int, stop: int, width: int, device: torch.device) -> Tensor:
+        """The places of tokens [start, stop) of padded rows that are no padding."""
+        assert self.true_lengths is not None
+        lengths = self.true_lengths[start // width : stop // width]
+        places = torch.arange(start, stop, device=device).view(-1, width)
+        kept = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
+        return places[kept]
 
     def token_tasks(self, tokens: int, device: torch.device) -> Tensor:
         """[tokens] the task of each token (`SHARED_ONLY` indexes the last row of S)."""

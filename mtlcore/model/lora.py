@@ -10,67 +10,60 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from mtlcore.model.layers import AdapterLayer
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mtlcore.model.layout import AdapterPlan, Layout, Routing
+    from mtlcore.model.layout import AdapterPlan, Routing
 
 
-class MultiTaskLora(nn.Module):
-    """A frozen linear layer plus every adapter of the layout: ``y = x Wᵀ + mix(x Aᵀ) Bᵀ``.
+class MultiTaskLora(AdapterLayer):
+    """A frozen linear layer plus its adapters of the layout: ``y = x Wᵀ + mix(x Aᵀ) Bᵀ``.
 
     LoRA (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685), many adapters in one batch.
     Each adapter's ``lora_A[name]`` [r, in] and ``lora_B[name]`` [r, out] (B transposed) is a
     parameter of its own and a contiguous view of one buffer per factor, [R, in] and [R, out], so
     that optimizer groups and freezing go by adapter while a kernel sees one matrix.
 
-    Input [..., in], output [..., out]. With `routing.sink` set, a backward pass puts the
-    gradients of A and B there, task by task, and autograd sees none; else ordinary autograd.
+    Input [..., in], output [..., out]. `name` is the module's path, which decides on adapters that
+    lie in some blocks only. With `routing.sink` set, a backward pass puts the gradients of A and B
+    there, task by task, and autograd sees none; else ordinary autograd.
     """
+
+    factors = ("lora_A", "lora_B")
+    lora_A: nn.ParameterDict
+    lora_B: nn.ParameterDict
 
     def __init__(
         self,
         base: nn.Linear | Conv1D,
         routing: Routing,
         *,
-        dropout: float = 0.0,
+        name: str = "",
         generator: Callable[[str], torch.Generator] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(routing, name, "lora")
         self.base = base.requires_grad_(False)
-        self.routing = routing
-        self.dropout = dropout
         self.transposed = isinstance(base, Conv1D)
         out_features, in_features = base.weight.shape[:: -1 if self.transposed else 1]
         self.in_features, self.out_features = in_features, out_features
-        self.lora_A = nn.ParameterDict()
-        self.lora_B = nn.ParameterDict()
         # Adapters train in fp32 (or fp64) even over a half-precision base.
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
-        for adapter in routing.layout.adapters:
+        for adapter in self.adapters:
             down = torch.empty(adapter.r, in_features, dtype=dtype)
             nn.init.kaiming_uniform_(
                 down, a=math.sqrt(5), generator=generator(adapter.name) if generator else None
             )
             up = torch.zeros(adapter.r, out_features, dtype=dtype)
-            self.lora_A[adapter.name] = nn.Parameter(down.to(base.weight.device))
-            self.lora_B[adapter.name] = nn.Parameter(up.to(base.weight.device))
+            self._set(adapter, (down.to(base.weight.device), up.to(base.weight.device)))
         self._gather()
-
-    @property
-    def layout(self) -> Layout:
-        return self.routing.layout
-
-    def factors(self) -> list[Tensor]:
-        """A and B of each adapter in the order of the layout: A0, B0, A1, B1, ..."""
-        names = [adapter.name for adapter in self.layout.adapters]
-        return [factor[name] for name in names for factor in (self.lora_A, self.lora_B)]
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.in_features)
         weight: Tensor = self.base.weight
         bias: Tensor | None = self.base.bias
-        factors = self.factors()
+        factors = self._weights()
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             flat, weight = flat.to(dtype), weight.to(dtype)
@@ -79,12 +72,13 @@ class MultiTaskLora(nn.Module):
         if self.transposed:
             weight = weight.t()
         # One mask for all adapters of the layer: they read the same input.
-        dropped = F.dropout(flat, self.dropout) if self.training and self.dropout else flat
+        mask = self.routing.keep_mask(self.name, flat) if self.training else None
+        dropped = flat if mask is None else flat * mask
         y: Tensor
         if self.routing.sink is None and torch.is_grad_enabled():
             y = self._plain(flat, dropped, weight, bias, factors)
         else:
-            plans = self.routing.plans(flat.shape[0])
+            plans = self._plans(flat.shape[0])
             apply: Callable[..., Tensor] = _LoraLinear.apply  # torch leaves it untyped
             y = apply(flat, dropped, weight, bias, self, plans, *factors)
         return y.view(*x.shape[:-1], self.out_features)
@@ -93,7 +87,7 @@ class MultiTaskLora(nn.Module):
         self, x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Tensor]
     ) -> Tensor:
         """The specification: dense rank space, ordinary autograd."""
-        scales = self.layout.scales().to(x)  # [T + 1, R]
+        scales = self.layout.scales(self.adapters).to(x)  # [T + 1, R]
         mix = scales[self.routing.token_tasks(x.shape[0], x.device)]  # [N, R]
         z = dropped @ torch.cat(factors[0::2]).t()  # [N, R]
         return F.linear(x, weight, bias) + (z * mix) @ torch.cat(factors[1::2])
@@ -113,7 +107,7 @@ class MultiTaskLora(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        ranks = ", ".join(f"{adapter.name}={adapter.r}" for adapter in self.layout.adapters)
+        ranks = ", ".join(f"{adapter.name}={adapter.r}" for adapter in self.adapters)
         return f"{self.in_features} -> {self.out_features}, ranks {ranks}"
 
 
@@ -133,7 +127,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         y = F.linear(x, weight, bias)  # [N, out]
         reduced = []  # z = x Aᵀ of each run, [n, r]: small, so kept for the gradient of B
-        for index, (adapter, plan) in enumerate(zip(layer.layout.adapters, plans, strict=True)):
+        for index, (adapter, plan) in enumerate(zip(layer.adapters, plans, strict=True)):
             down, up = factors[2 * index], factors[2 * index + 1]
             for start, stop in plan.runs:
                 z = dropped[start:stop] @ down.t()
@@ -146,13 +140,8 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dropped, weight, *rest = ctx.saved_tensors
-        layer, sink = ctx.layer, ctx.layer.routing.sink
-        if sink is None:
-            raise RuntimeError(
-                "the sink of this forward pass is gone: set Routing.sink before the forward and "
-                "keep it until the backward, or leave it None for ordinary autograd"
-            )
-        adapters = layer.layout.adapters
+        layer = ctx.layer
+        sink, adapters = layer.sink(), layer.adapters
         factors, reduced = rest[: 2 * len(adapters)], iter(rest[2 * len(adapters) :])
         dx = dy @ weight if ctx.needs_input_grad[0] else None
         wants_input = ctx.needs_input_grad[0 if ctx.same_input else 1]
@@ -162,9 +151,13 @@ class _LoraLinear(torch.autograd.Function):
             segments = iter(plan.segments)
             for start, stop in plan.runs:
                 z = next(reduced)
+                if adapter.frozen and dropped_dx is None:
+                    continue
                 dz = (dy[start:stop] @ up.t()).mul_(adapter.scale)  # [n, r]
                 if dropped_dx is not None:
                     dropped_dx[start:stop].addmm_(dz, down)
+                if adapter.frozen:
+                    continue
                 position = start
                 while position < stop:
                     task, position, end = next(segments)

@@ -33,4 +33,8 @@ class Accuracy(Evaluator):
     def score(self, predictions: Sequence[Prediction]) -> float:
         """0 .. 1."""
         self.require(predictions)
-        return sum(row.choice == row.label for row in predictions) / len(predictions)
+        return sum(self.row_scores(predictions)) / len(predictions)
+
+    def row_scores(self, predictions: Sequence[Prediction]) -> list[float]:
+        """1 where the choice is right, else 0."""
+        return [float(row.choice == row.label) for row in predictions]

@@ -11,6 +11,9 @@ from mtlcore.components import Count, Evaluator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sacrebleu.metrics import CHRF
+    from torch import Tensor
+
     from mtlcore.evaluation.predictions import Prediction
 
 
@@ -46,15 +49,31 @@ class ChrF(Evaluator):
     def score(self, predictions: Sequence[Prediction]) -> float:
         """0 .. 100."""
         self.require(predictions)
-        from sacrebleu.metrics import CHRF
-
-        metric = CHRF(char_order=self.char_order, word_order=self.word_order, beta=self.beta)
-        outputs = [row.output.strip() for row in predictions]
-        targets = [row.target.strip() for row in predictions]
+        metric, outputs, targets = self._metric(), *_texts(predictions)
         score = float(metric.corpus_score(outputs, [targets]).score)
         self.signature = str(metric.get_signature())
         return score
 
+    def resample(self, predictions: Sequence[Prediction], draws: Tensor) -> list[float]:
+        """From the n-gram counts of the rows, summed over each draw, as sacrebleu itself does."""
+        import torch
+
+        metric, (outputs, targets) = self._metric(), _texts(predictions)
+        rows = metric._extract_corpus_statistics(outputs, [targets])
+        counts = torch.tensor(rows, dtype=torch.float64)  # [rows, 3 x n-gram orders]
+        sums = torch.stack([counts[draw].sum(0) for draw in draws])
+        return [float(metric._compute_score_from_stats(row).score) for row in sums.tolist()]
+
+    def _metric(self) -> CHRF:
+        from sacrebleu.metrics import CHRF
+
+        return CHRF(char_order=self.char_order, word_order=self.word_order, beta=self.beta)
+
     def details(self) -> dict[str, Any]:
         """The signature of the last score."""
         return {"signature": self.signature}
+
+
+def _texts(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
+    """Outputs and targets without white space at their ends."""
+    return [row.output.strip() for row in predictions], [row.target.strip() for row in predictions]

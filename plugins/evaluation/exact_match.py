@@ -35,7 +35,11 @@ class ExactMatch(Evaluator):
     def score(self, predictions: Sequence[Prediction]) -> float:
         """0 .. 1."""
         self.require(predictions)
+        return sum(self.row_scores(predictions)) / len(predictions)
+
+    def row_scores(self, predictions: Sequence[Prediction]) -> list[float]:
+        """1 where the texts are the same, else 0."""
         pairs = [(row.output.strip(), row.target.strip()) for row in predictions]
         if self.ignore_case:
             pairs = [(output.casefold(), target.casefold()) for output, target in pairs]
-        return sum(output == target for output, target in pairs) / len(pairs)
+        return [float(output == target) for output, target in pairs]

@@ -9,6 +9,8 @@ from mtlcore.components import Evaluator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from mtlcore.evaluation.predictions import Prediction
 
 
@@ -40,3 +42,23 @@ class MacroF1(Evaluator):
         choices = [-1 if row.choice is None else row.choice for row in predictions]
         classes = sorted({*labels, *choices} - {-1})
         return float(f1_score(labels, choices, labels=classes, average="macro", zero_division=0))
+
+    def resample(self, predictions: Sequence[Prediction], draws: Tensor) -> list[float]:
+        """The same formula on the confusions of each draw, all draws at once."""
+        import torch
+
+        pairs = [(row.label, row.choice) for row in predictions]
+        classes = sorted({value for pair in pairs for value in pair if value is not None})
+        place = {value: index for index, value in enumerate(classes)}
+        size = len(classes)
+        label = torch.tensor([place.get(label, size) for label, _ in pairs])[draws]  # [draws, rows]
+        choice = torch.tensor([place.get(choice, size) for _, choice in pairs])[draws]
+        hits = torch.where(label == choice, label, size)
+        counted = [
+            torch.zeros(len(draws), size + 1).scatter_add_(1, of, torch.ones(of.shape))[:, :size]
+            for of in (hits, label, choice)
+        ]
+        both, labels, choices = (count.double() for count in counted)  # [draws, classes]
+        seen = (labels + choices > 0).double()
+        f1 = 2 * both / (labels + choices).clamp(min=1)
+        return [float(score) for score in f1.sum(1) / seen.sum(1)]

@@ -4,17 +4,54 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mtlcore.components import Aggregator
+from mtlcore.components import Aggregator, NotNegative
+from mtlcore.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mtlcore.run import Run
+
 
 class Mean(Aggregator):
-    """Count every task once: the arithmetic mean of the scores."""
+    """Count every task once, or by its weight: the arithmetic mean of the scores.
+
+    GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding (ICLR
+    2019), https://arxiv.org/abs/1804.07461
+
+        overall = sum_t w_t v_t / sum_t w_t         v_t score of task t in 0 .. 1
+
+    weights: task name -> weight >= 0; a task that is not named has 1 (default: all have 1).
+    """
 
     name = "mean"
+    paper = (
+        "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding "
+        "(ICLR 2019), https://arxiv.org/abs/1804.07461"
+    )
+
+    def __init__(self, *, weights: dict[str, NotNegative] | None = None) -> None:
+        self.weights = weights or {}
+
+    def mtlcore_run_start(self, run: Run) -> None:
+        """Refuse a weight of a task that the run does not have."""
+        names = [task.name for task in run.tasks]
+        for name in self.weights:
+            if name not in names:
+                raise UserError(
+                    f"overall.weights names a task {name!r} that the recipe does not have",
+                    where="overall",
+                    fix=did_you_mean(name, names),
+                )
 
     def aggregate(self, values: Mapping[str, float]) -> float:
         """The mean over the tasks."""
-        return sum(values.values()) / len(values)
+        weights = {name: self.weights.get(name, 1.0) for name in values}
+        total = sum(weights.values())
+        if not total:
+            raise UserError(
+                f"overall.weights of {', '.join(values)} are all 0: there is no mean",
+                where="overall",
+                fix="give a scored main task a weight above 0",
+            )
+        return sum(weights[name] * value for name, value in values.items()) / total

@@ -55,8 +55,6 @@ class RougeL(Evaluator):
     def score(self, predictions: Sequence[Prediction]) -> float:
         """0 .. 1."""
         self.require(predictions)
-        from rouge_score.rouge_scorer import RougeScorer
-
         ascii_only = self.tokenizer == "ascii"
         if ascii_only and not any(re.search("[a-zA-Z0-9]", row.target) for row in predictions):
             raise UserError(
@@ -64,16 +62,21 @@ class RougeL(Evaluator):
                 where=f"tasks.{predictions[0].task}.metrics",
                 fix="use {name: rouge_l, tokenizer: unicode}",
             )
+        return sum(self.row_scores(predictions)) / len(predictions)
+
+    def row_scores(self, predictions: Sequence[Prediction]) -> list[float]:
+        """F of each row."""
+        from rouge_score.rouge_scorer import RougeScorer
+
         scorer = RougeScorer(
             ["rougeL"],
             use_stemmer=self.use_stemmer,
-            tokenizer=None if ascii_only else UnicodeWords(),
+            tokenizer=None if self.tokenizer == "ascii" else UnicodeWords(),
         )
-        scores = [
-            scorer.score(row.target.strip(), row.output.strip())["rougeL"].fmeasure
+        return [
+            float(scorer.score(row.target.strip(), row.output.strip())["rougeL"].fmeasure)
             for row in predictions
         ]
-        return float(sum(scores) / len(scores))
 
     def details(self) -> dict[str, Any]:
         """Version and settings."""

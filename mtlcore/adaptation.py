@@ -1,0 +1,117 @@
+"""Add tasks to a finished run, and show what that did to its old ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtlcore.api import prepare
+from mtlcore.errors import UserError
+from mtlcore.recipe_file import read_part, read_recipe, recipe_from_mapping
+from mtlcore.run import RECIPE, Run, write_json
+
+if TYPE_CHECKING:
+    from mtlcore.evaluation.scores import Scores
+    from mtlcore.recipe import Recipe
+
+STAGE = "adapt"
+EPOCHS = 10.0
+"""Passes over the new rows without `max_steps`: they are few."""
+FORGETTING = "forgetting.json"
+BEFORE = "before"
+"""The folder of predictions made before the new tasks were learned."""
+
+
+def adapt(
+    folder: str | Path,
+    task: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    max_steps: int | None = None,
+    output_dir: str | Path | None = None,
+    resume: bool | str | Path = False,
+) -> Run:
+    """Teach a finished run new tasks; returns the new run, whose folder has forgetting.json.
+
+    `task` is a YAML file (or a mapping) with the part `tasks: {name: {...}}` of a recipe. The new
+    recipe is that of the old run with these tasks, one stage that trains them alone, and `start`.
+    The shared adapters and the new tasks' own are trained; the old tasks' own adapters and heads
+    are frozen, and their rows are trained on only where `replay` adds them. `overrides` are
+    ``key=value`` strings such as ``"replay=reservoir"`` or ``"regularization=[{name: ewc}]"``.
+    """
+    folder = Path(folder)
+    if not (folder / RECIPE).is_file():
+        raise UserError(f"{folder} holds no run", fix="give the folder of a run, e.g. runs/demo")
+    new = _new_tasks(task, read_recipe(folder / RECIPE, check_files=False).recipe)
+    target = Path(output_dir) if output_dir else folder.with_name(f"{folder.name}-{'-'.join(new)}")
+    stage: dict[str, Any] = {"name": STAGE, "tasks": new}
+    stage |= {"max_steps": max_steps} if max_steps else {"num_train_epochs": EPOCHS}
+    parts = [folder / RECIPE] if isinstance(task, Mapping) else [folder / RECIPE, task]
+    recipe = {
+        **(task if isinstance(task, Mapping) else {}),
+        "start": {"run": str(folder.resolve())},
+        "stages": [stage],
+        "training": {"output_dir": str(target), "max_steps": None},
+    }
+    trainer = prepare(recipe_from_mapping(recipe, overrides, over=parts), resume=resume)
+    run = trainer.run
+    old = [task.name for task in run.tasks if task.name not in new]
+    before = run.folder / "predictions" / BEFORE / "scores.json"
+    if not before.is_file():
+        run.evaluate("test", tasks=old, save_as=BEFORE)
+    trainer.train()
+    scores = run.evaluate("test", save_as="test")
+    write_json(run.folder / FORGETTING, forgetting(run, before, scores))
+    return run
+
+
+def _new_tasks(task: str | Path | Mapping[str, Any], before: Recipe) -> list[str]:
+    part = dict(task) if isinstance(task, Mapping) else read_part(task)
+    where = "the new task" if isinstance(task, Mapping) else str(task)
+    tasks = part.pop("tasks", None)
+    if not isinstance(tasks, Mapping) or not tasks or part:
+        found = f"found {', '.join(map(repr, part))}" if part else "it has none"
+        raise UserError(
+            f"should hold the tasks to add and nothing else, {found}",
+            where=where,
+            fix="write `tasks: {name: {train: ..., format: ...}}`; give other keys as key=value",
+        )
+    for name in tasks:
+        if name in before.tasks:
+            raise UserError(
+                f"the run has a task {name!r} already",
+                where=where,
+                fix="give the new task another name",
+            )
+    return list(tasks)
+
+
+def forgetting(run: Run, before: Path, after: Scores) -> dict[str, Any]:
+    """What became of the old tasks: their primary metric (or loss) before and after.
+
+    `change` is after - before, its sign such that positive is better; `mean_change` is the mean
+    over the old tasks: the backward transfer of Lopez-Paz & Ranzato (NeurIPS 2017,
+    https://arxiv.org/abs/1706.08840) for one added stage.
+    """
+    old = json.loads(before.read_text(encoding="utf-8"))["tasks"]
+    rows: dict[str, dict[str, Any]] = {}
+    for name, scores in old.items():
+        now = after.by_task[name]
+        metric = now.primary or "loss"
+        was, is_now = scores[metric], now.metrics[metric] if now.primary else now.loss
+        evaluators = run.evaluators[name]
+        sign = 1 if evaluators and evaluators[0].greater_is_better else -1
+        rows[name] = {
+            "metric": metric,
+            "before": was,
+            "after": is_now,
+            "change": sign * (is_now - was),
+        }
+    changes = [row["change"] for row in rows.values()]
+    return {
+        "split": after.split,
+        "tasks": rows,
+        "mean_change": sum(changes) / len(changes) if changes else None,
+    }

@@ -1,0 +1,175 @@
+"""A run that goes on from another: its weights, what its components remember, its tasks frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtlcore import checkpoint
+from mtlcore.errors import UserError
+from mtlcore.evaluation.predictions import sum_losses
+from mtlcore.recipe_file import read_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtlcore.data.tasks import Task
+    from mtlcore.recipe import Recipe, StartRecipe
+    from mtlcore.run import Run
+
+NEAREST_ROWS = 64
+"""So many rows of a new task are tried with the adapters of each old one."""
+
+
+def trained_tasks(recipe: Recipe) -> set[str]:
+    """The tasks that some stage trains."""
+    stages = [stage.tasks for stage in recipe.stages] or [list(recipe.tasks)]
+    return {task for tasks in stages for task in tasks}
+
+
+def frozen_tasks(recipe: Recipe) -> frozenset[str]:
+    """Tasks whose own weights stay as the start run left them: those that no stage trains."""
+    if recipe.start is None or not recipe.start.freeze_own:
+        return frozenset()
+    return frozenset(recipe.tasks) - trained_tasks(recipe)
+
+
+def take_over(run: Run) -> None:
+    """Give a new run the weights and memories of its start run.
+
+    Weights with the same name are taken over; those of the new tasks' own adapters come from an
+    old task (`own_from`, else the nearest), heads of new tasks stay as they are made. UserError
+    if the base model, a shape or a scale differs.
+    """
+    start = run.recipe.start
+    assert start is not None
+    folder = Path(start.run)
+    before, place = _start_run(folder, start)
+    _require_same_model(run, folder)
+    new = [task for task in run.tasks if task.name not in before.tasks]
+    lost = [name for name in before.tasks if name not in run.recipe.tasks]
+    if lost:
+        raise UserError(
+            f"the run {folder} has tasks that this recipe lacks: {', '.join(lost)}",
+            where="tasks",
+            fix="keep the tasks of the start run; a stage need not train them",
+        )
+    _require_same_scales(run, before, folder)
+    saved = checkpoint.read_adapters(place)
+    state = run.model.adapter_state()
+    of_new = {key for task in new for key in run.model.adapter_state(owner=task.index)}
+    missing = sorted(state.keys() - saved.keys() - of_new)
+    left = sorted(saved.keys() - state.keys())
+    if missing or left:
+        raise UserError(
+            f"the adapters of {folder} do not fit this recipe: {(missing or left)[0]!r} is "
+            + ("not in it" if missing else "left over"),
+            where="start.run",
+            fix="keep lora, sharing, bottleneck and heads as in its recipe.yaml",
+        )
+    run.model.load_adapter_state({**state, **saved})
+    for task in new:
+        source = _source(run, start, task, [t for t in run.tasks if t not in new])
+        if source is not None:
+            _copy_own(run, source, task)
+    _carry_over(run, place)
+
+
+def _start_run(folder: Path, start: StartRecipe) -> tuple[Recipe, Path]:
+    recipe_file = folder / "recipe.yaml"
+    found = checkpoint.checkpoints(folder)
+    if not recipe_file.is_file() or not found:
+        raise UserError(
+            f"{folder} holds no trained run",
+            where="start.run",
+            fix="give the folder of a finished run, e.g. runs/demo",
+        )
+    place = found[-1]
+    if start.step is not None:
+        place = checkpoint.checkpoint_folder(folder, start.step)
+        if place not in found:
+            names = ", ".join(path.name for path in found)
+            raise UserError(
+                f"{folder} has no checkpoint of step {start.step}",
+                where="start.step",
+                fix=f"it has: {names}",
+            )
+    return read_recipe(recipe_file, check_files=False).recipe, place
+
+
+def _require_same_model(run: Run, folder: Path) -> None:
+    import json
+
+    try:
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        known = environment["base_model"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot tell which base model {folder} was trained on: {error!r}",
+            where=str(folder / "environment.json"),
+            fix="give a run whose environment.json has the key base_model",
+        ) from None
+    if known != run.base_fingerprint:
+        raise UserError(
+            f"the base model is not the one that {folder} was trained on: its weights or its "
+            f"configuration changed ({known[:12]} then, {run.base_fingerprint[:12]} now)",
+            where="model.name_or_path",
+            fix="use the same base model; adapters fit no other",
+        )
+
+
+def _require_same_scales(run: Run, before: Recipe, folder: Path) -> None:
+    now, old = run.recipe.lora, before.lora
+    ours = (now.lora_alpha / now.r, now.use_rslora)
+    theirs = (old.lora_alpha / old.r, old.use_rslora)
+    if ours != theirs:
+        raise UserError(
+            f"the adapters of {folder} were trained with lora_alpha / r = {theirs[0]:g}"
+            f"{' (rslora)' if theirs[1] else ''}, this recipe has {ours[0]:g}"
+            f"{' (rslora)' if ours[1] else ''}",
+            where="lora",
+            fix="keep lora as in its recipe.yaml",
+        )
+
+
+def _source(run: Run, start: StartRecipe, task: Task, old: list[Task]) -> Task | None:
+    """The old task whose own adapter a new one starts from."""
+    if task.name in start.own_from:
+        return run.task(start.own_from[task.name])
+    has_own = any(run.model.adapter_state(owner=other.index) for other in old)
+    if not start.nearest or not has_own or task.recipe.head is not None:
+        return None
+    rows = list(task.train)[:NEAREST_ROWS]
+    tokens = sum(label != -100 for row in rows for label in row.labels)
+    losses = {other.name: sum(sum_losses(run, other, rows)) / tokens for other in old}
+    nearest = min(losses, key=losses.__getitem__)
+    told = ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(losses.items()))
+    run.note(
+        f"task {task.name!r} starts from the own adapter of {nearest!r}, with which its rows have "
+        f"the lowest loss ({told})"
+    )
+    return run.task(nearest)
+
+
+def _copy_own(run: Run, source: Task, target: Task) -> None:
+    """Copy own adapters by name; what only the source has (a head) is left out."""
+    state = run.model.adapter_state()
+    mine = run.model.adapter_state(owner=target.index)
+    theirs: dict[str, Tensor] = {
+        key.replace(f":{source.name}", f":{target.name}"): value
+        for key, value in run.model.adapter_state(owner=source.index).items()
+    }
+    run.model.load_adapter_state({**state, **{k: v for k, v in theirs.items() if k in mine}})
+
+
+def _carry_over(run: Run, place: Path) -> None:
+    """Components that outlive a run get what those of the same kind and name remembered."""
+    states: dict[tuple[str, str], dict[str, Any]] = {}
+    for key, state in checkpoint.component_states(place).items():
+        where, _, name = key.rpartition(":")
+        states[where.partition("[")[0], name] = state
+    for key, component in run.components.items():
+        where, _, name = key.rpartition(":")
+        found = states.get((where.partition("[")[0], name))
+        if component.carries_over and found:
+            component.load_state_dict(found)

@@ -1,0 +1,209 @@
+"""Adding a task to a finished run: what is taken over, what is trained, what is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import mtlcore
+from mtlcore.errors import UserError
+from mtlcore.model.fingerprint import fingerprint
+from tests.models import backbone
+from tests.recipes import TASKS, final_adapters, metrics, training_part, write_tiny_recipe
+
+NEW = TASKS.partition("  definitions:")
+OLD_TASKS = NEW[0]
+NEW_TASK = f"tasks:\n  definitions:{NEW[2]}"
+
+
+@pytest.fixture(scope="module")
+def old_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two tasks, and beside it new.yaml with the third."""
+    folder = tmp_path_factory.mktemp("old")
+    training = training_part(folder, learning_rate=0.02)
+    recipe = write_tiny_recipe(folder, tiny_model, tasks=OLD_TASKS, training=training)
+    (folder / "new.yaml").write_text(NEW_TASK, encoding="utf-8")
+    return mtlcore.train(recipe).folder
+
+
+def copied(run: Path, target: Path) -> Path:
+    """A copy of a run that a test may change."""
+    shutil.copytree(run, target)
+    return target
+
+
+def test_the_new_task_is_learned_and_old_own_weights_stay(old_run: Path, tmp_path: Path) -> None:
+    new = old_run.parent / "new.yaml"
+    run = mtlcore.adapt(old_run, new, max_steps=4, output_dir=tmp_path / "adapted")
+    before, after = final_adapters(old_run), final_adapters(run.folder)
+    moved = {n.rpartition(".")[2] for n, v in before.items() if not torch.equal(v, after[n])}
+    assert moved == {"shared"}
+    assert set(after) - set(before) == {n for n in after if n.endswith("own:definitions")}
+    assert {tuple(k for k, v in line["rows"].items() if v) for line in metrics(run.folder)} == {
+        ("definitions",)
+    }
+    assert run.recipe.stages[0].name == "adapt"
+
+
+def test_a_run_starts_exactly_as_the_old_one_ended(old_run: Path, tmp_path: Path) -> None:
+    """The old tasks are answered as before, and the table of changes compares with that."""
+    run = mtlcore.adapt(
+        old_run, old_run.parent / "new.yaml", max_steps=1, output_dir=tmp_path / "adapted"
+    )
+    told = json.loads((run.folder / "forgetting.json").read_text())
+    assert list(told["tasks"]) == ["sentiment", "spelling"]
+    scores = mtlcore.load(old_run).evaluate("test")
+    now = run.evaluate("test")
+    for name, row in told["tasks"].items():
+        assert row["before"] == scores.by_task[name].metrics[row["metric"]]
+        assert row["after"] == now.by_task[name].metrics[row["metric"]]
+        assert row["change"] == row["after"] - row["before"]
+    before = json.loads((run.folder / "predictions/before/scores.json").read_text())
+    for name in told["tasks"]:
+        assert before["tasks"][name]["loss"] == pytest.approx(scores.by_task[name].loss, rel=1e-6)
+
+
+def test_a_new_own_adapter_starts_from_the_nearest_task(old_run: Path, tmp_path: Path) -> None:
+    """A task with rows of an old one finds it, whatever its name."""
+    data = old_run.parent / "spelling.train.jsonl"
+    new = {
+        "tasks": {
+            "corrections": {
+                "train": str(data),
+                "format": {
+                    "name": "prompt_completion",
+                    "template": "Correct: {{ text }}\nCorrected:",
+                },
+                "columns": {"completion": "corrected"},
+            }
+        }
+    }
+    change = ["training.learning_rate=1e-12"]
+    run = mtlcore.adapt(old_run, new, change, max_steps=1, output_dir=tmp_path / "adapted")
+    assert any("the own adapter of 'spelling'" in note for note in run.notes)
+    state = run.model.adapter_state()
+    for name, value in state.items():
+        if name.endswith("own:corrections"):
+            old = state[name.replace("own:corrections", "own:spelling")]
+            assert torch.allclose(value, old, atol=1e-9)
+    fresh = mtlcore.adapt(
+        old_run, new, [*change, "start.nearest=false"], max_steps=1, output_dir=tmp_path / "fresh"
+    )
+    own = [v for n, v in fresh.model.adapter_state().items() if "lora_B.own:corrections" in n]
+    assert all(float(value.abs().max()) < 1e-6 for value in own)
+
+
+def test_an_interrupted_adaptation_resumes_bit_identically(old_run: Path, tmp_path: Path) -> None:
+    finals = []
+    for name in ("whole", "resumed"):
+        folder = tmp_path / name
+        new = old_run.parent / "new.yaml"
+        mtlcore.adapt(old_run, new, max_steps=4, output_dir=folder)
+        if name == "resumed":
+            shutil.rmtree(folder / "checkpoints" / "step-000004")
+            mtlcore.adapt(old_run, new, max_steps=4, output_dir=folder, resume=True)
+        finals.append(final_adapters(folder))
+    assert all(torch.equal(value, finals[1][name]) for name, value in finals[0].items())
+
+
+def test_an_adapted_run_can_be_adapted(old_run: Path, tmp_path: Path) -> None:
+    first = mtlcore.adapt(
+        old_run, old_run.parent / "new.yaml", max_steps=1, output_dir=tmp_path / "first"
+    )
+    more = {"tasks": {"more": {"train": str(old_run.parent / "sentiment.train.jsonl"),
+            "format": "text", "columns": {"text": "text"}}}}  # fmt: skip
+    second = mtlcore.adapt(first.folder, more, max_steps=1, output_dir=tmp_path / "second")
+    assert [task.name for task in second.tasks] == ["sentiment", "spelling", "definitions", "more"]
+
+
+def test_replay_keeps_the_names_of_the_old_tasks(old_run: Path, tmp_path: Path) -> None:
+    run = mtlcore.adapt(
+        old_run,
+        old_run.parent / "new.yaml",
+        ["replay={name: reservoir, rows: 10, share: 0.5}", "regularization=[ewc]"],
+        max_steps=3,
+        output_dir=tmp_path / "adapted",
+    )
+    for line in metrics(run.folder):
+        assert line["rows"]["definitions"] == 6
+        assert line["rows"]["sentiment"] + line["rows"]["spelling"] == 3
+    before, after = final_adapters(old_run), final_adapters(run.folder)
+    for name, value in before.items():
+        if "own:" in name:
+            assert torch.equal(value, after[name]), "replayed rows do not move frozen weights"
+
+
+# -- bad input ---------------------------------------------------------------------------------
+
+
+def test_another_base_model_is_refused(old_run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from mtlcore.demo.tiny import make_tiny_model
+
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="base model is not the one"):
+        mtlcore.adapt(
+            old_run,
+            old_run.parent / "new.yaml",
+            [f"model.name_or_path={other}"],
+            output_dir=tmp_path / "adapted",
+        )
+    assert not (tmp_path / "adapted").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["lora.lora_alpha=32"], "lora_alpha / r = 2"),
+        (["sharing.own=3"], r"this model has|is \["),
+        (["sharing.shared=0"], "do not fit this recipe"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused(
+    changes: list[str], message: str, old_run: Path, tmp_path: Path
+) -> None:
+    new = old_run.parent / "new.yaml"
+    with pytest.raises(UserError, match=message):
+        mtlcore.adapt(old_run, new, changes, output_dir=tmp_path / "adapted")
+    assert not (tmp_path / "adapted").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora: {r: 3}\n", "tasks to add and nothing else"),
+        (NEW_TASK + "\nlora: {r: 3}\n", "tasks to add and nothing else"),
+        (NEW_TASK.replace("definitions:", "spelling:"), "has a task 'spelling' already"),
+    ],
+)
+def test_a_bad_task_file_is_refused(text: str, message: str, old_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        mtlcore.adapt(old_run, tmp_path / "bad.yaml", output_dir=tmp_path / "adapted")
+
+
+def test_a_folder_without_a_run_is_refused(old_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        mtlcore.adapt(tmp_path, old_run.parent / "new.yaml")
+
+
+def test_a_run_of_an_unknown_model_is_refused(old_run: Path, tmp_path: Path) -> None:
+    folder = copied(old_run, tmp_path / "old")
+    (folder / "environment.json").unlink()
+    with pytest.raises(UserError, match="cannot tell which base model"):
+        mtlcore.adapt(folder, old_run.parent / "new.yaml", output_dir=tmp_path / "adapted")
+
+
+# -- fingerprints ------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_tells_models_apart_and_not_number_types() -> None:
+    assert fingerprint(backbone("llama")) == fingerprint(backbone("llama", torch.float32))
+    assert fingerprint(backbone("llama")) != fingerprint(backbone("qwen2"))
+    changed = backbone("llama")
+    with torch.no_grad():
+        changed.get_output_embeddings().weight[0, 0] += 1
+    assert fingerprint(changed) != fingerprint(backbone("llama"))

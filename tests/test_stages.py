@@ -1,0 +1,197 @@
+"""Stages: which tasks are trained when, resume across them, and early stopping of one task."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+import mtlcore
+from mtlcore import checkpoint
+from mtlcore.errors import RecipeError
+from mtlcore.recipe_file import read_recipe
+from mtlcore.run import Run
+from mtlcore.trainer import Trainer
+from tests.recipes import TASKS, final_adapters, metrics, training_part, write_tiny_recipe
+
+STAGES = (
+    "[{name: first, tasks: [spelling, definitions], max_steps: 3, learning_rate: 1e-3},"
+    " {name: second, tasks: [sentiment, spelling], max_steps: 3}]"
+)
+
+
+def staged(folder: Path, model: Path, stages: str = STAGES, **changes: str) -> Path:
+    training = changes.pop("training", training_part(folder, max_steps="null"))
+    return write_tiny_recipe(folder, model, stages=stages, training=training, **changes)
+
+
+def test_a_stage_trains_its_tasks_alone_at_its_own_rate(tiny_model: Path, tmp_path: Path) -> None:
+    run = mtlcore.train(staged(tmp_path, tiny_model))
+    lines = metrics(run.folder)
+    assert [line["stage"] for line in lines] == ["first"] * 3 + ["second"] * 3
+    for line in lines:
+        idle = "sentiment" if line["stage"] == "first" else "definitions"
+        assert line["rows"][idle] == 0
+        assert sum(line["rows"].values()) == 6
+    assert lines[0]["learning_rate"] == 1e-3
+    assert lines[3]["learning_rate"] == 5e-3, "a schedule of its own"
+
+
+def test_own_weights_of_tasks_of_other_stages_do_not_move(tiny_model: Path, tmp_path: Path) -> None:
+    run = mtlcore.train(staged(tmp_path, tiny_model))
+    first, last = (
+        checkpoint.read_adapters(checkpoint.checkpoint_folder(run.folder, step)) for step in (3, 6)
+    )
+    for name in first:
+        moved = not torch.equal(first[name], last[name])
+        assert moved == (not name.endswith("own:definitions")), name
+
+
+@pytest.mark.parametrize("kept", [2, 3, 4])
+def test_a_run_with_stages_resumes_bit_identically(
+    kept: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    """In the first stage, at the seam, and in the second stage."""
+    finals = []
+    for name in ("whole", "resumed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        training = training_part(folder, max_steps="null", save_steps=1, warmup_steps=1)
+        recipe = staged(folder, tiny_model, training=training)
+        mtlcore.train(recipe)
+        if name == "resumed":
+            for later in checkpoint.checkpoints(folder / "run"):
+                if checkpoint.step_of(later) > kept:
+                    shutil.rmtree(later)
+            mtlcore.train(recipe, resume=True)
+        finals.append(final_adapters(folder / "run"))
+    for name, value in finals[0].items():
+        assert torch.equal(value, finals[1][name]), name
+
+
+LOCAL = '''
+from mtlcore.components import Monitor
+
+class Stages(Monitor):
+    """Counts the calls of the hooks of stages."""
+
+    name = "stages_seen"
+
+    def __init__(self):
+        self.seen = []
+
+    def mtlcore_stage_start(self, run, stage):
+        self.seen.append(f"start {stage} {run.step}")
+
+    def mtlcore_stage_end(self, run, stage):
+        self.seen.append(f"end {stage} {run.step}")
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+'''
+
+
+def test_stage_hooks_are_called_once_each_and_their_state_is_saved(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "stages.py").write_text(LOCAL)
+    recipe = staged(tmp_path, tiny_model, monitoring="[stages_seen]", plugins="[./stages.py]")
+    expected = ["start first 0", "end first 3", "start second 3", "end second 6"]
+    run = mtlcore.train(recipe)
+    (monitor,) = (c for c in run.components.values() if c.name == "stages_seen")
+    assert vars(monitor)["seen"] == expected
+    shutil.rmtree(checkpoint.checkpoint_folder(run.folder, 6))
+    resumed = mtlcore.train(recipe, resume=True)
+    (monitor,) = (c for c in resumed.components.values() if c.name == "stages_seen")
+    assert vars(monitor)["seen"] == expected, "the end of the first stage was in its checkpoint"
+
+
+def test_resuming_a_finished_run_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = staged(tmp_path, tiny_model)
+    before = final_adapters(mtlcore.train(recipe).folder)
+    again = mtlcore.train(recipe, resume=True)
+    assert any("nothing left to train" in note for note in again.notes)
+    after = final_adapters(again.folder)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_finished_run_goes_on_with_more_steps(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    mtlcore.train(recipe)
+    run = mtlcore.train(recipe, ["training.max_steps=8"], resume=True)
+    assert run.step == 8
+    assert any("goes on" in note for note in run.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": "[{name: a, tasks: []}]"}, "at least 1 item"),
+        ({"stages": "[{name: a, tasks: [speling]}]"}, "did you mean 'spelling'"),
+        ({"stages": "[{name: a, tasks: [spelling]}]"}, "no stage trains sentiment, definitions"),
+        ({"stages": STAGES.replace("second", "first")}, "two stages are called 'first'"),
+        ({"stages": STAGES, "training": "{max_steps: 5}"}, "no meaning in a run with stages"),
+    ],
+)
+def test_bad_stages_are_told(
+    changes: Mapping[str, str], message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(write_tiny_recipe(tmp_path, tiny_model, **changes))
+
+
+# -- one task at a time ------------------------------------------------------------------------
+
+
+def own_of(state: Mapping[str, torch.Tensor], task: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if name.endswith(f"own:{task}")}
+
+
+def test_a_task_stops_by_itself_and_keeps_its_best_own_weights(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    tasks = TASKS.replace("loss_weight: 2.0", "loss_weight: 2.0\n    early_stopping_patience: 2")
+    training = training_part(
+        tmp_path, max_steps=14, learning_rate=0.2, eval_steps=1, save_steps=1,
+        metric_for_best_model="eval_loss", load_best_model_at_end="true", save_total_limit=1,
+    )  # fmt: skip
+    run = mtlcore.train(write_tiny_recipe(tmp_path, tiny_model, tasks=tasks, training=training))
+    lines = metrics(run.folder)
+    losses = {e["step"]: e["eval_spelling_loss"] for e in lines if "eval_loss" in e}
+    rows = {line["step"]: line["rows"] for line in lines if "rows" in line}
+    stopped = max(step for step, counts in rows.items() if counts["spelling"])
+    assert stopped < 14, "the case must stop early"
+    assert rows[14]["sentiment"] > 0
+    seen = {step: loss for step, loss in losses.items() if step <= stopped}
+    best = min(seen, key=seen.__getitem__)
+    assert stopped == best + 2
+    end = final_adapters(run.folder)
+    kept = checkpoint.read_adapters(checkpoint.checkpoint_folder(run.folder, best))
+    for name, value in own_of(end, "spelling").items():
+        assert torch.equal(value, kept[name]), name
+    assert any(f"those of step {best}" in note for note in run.notes)
+
+
+def test_a_stage_ends_when_all_its_tasks_have_stopped(tiny_model: Path, tmp_path: Path) -> None:
+    tasks = TASKS.replace("    metrics:", "    early_stopping_patience: 1\n    metrics:")
+    training = training_part(
+        tmp_path, max_steps=60, learning_rate=1.0, eval_steps=1, metric_for_best_model="eval_loss"
+    )
+    run = mtlcore.train(write_tiny_recipe(tmp_path, tiny_model, tasks=tasks, training=training))
+    assert run.step < 60
+    assert any("every task of the stage has stopped" in note for note in run.notes)
+
+
+def test_weight_decay_of_a_task_acts_on_its_own_weights(tiny_model: Path, tmp_path: Path) -> None:
+    tasks = TASKS.replace("loss_weight: 2.0", "weight_decay: 0.5")
+    recipe = write_tiny_recipe(tmp_path, tiny_model, tasks=tasks)
+    trainer = Trainer(Run(read_recipe(recipe).recipe, tmp_path / "run"))
+    decays = {g["name"]: g["weight_decay"] for g in trainer.optimizer.param_groups}
+    assert decays["own:spelling"] == 0.5
+    assert {decays[name] for name in decays if name != "own:spelling"} == {0.0}
