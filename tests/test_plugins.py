@@ -432,7 +432,11 @@ def test_info_shows_paper_and_options(cache):
     assert "https://arxiv.org/abs/2001.06782" in shown
     assert "model | layer | factor" in shown
     assert "integer >= 1 or null" in run("info", "temperature").stdout
-    assert [row["name"] for row in json.loads(run("info", "equal", "--json").stdout)] == ["equal"]
+    named_so = json.loads(run("info", "equal", "--json").stdout)
+    assert {(row["kind"], row["name"]) for row in named_so} == {
+        ("sampling", "equal"),
+        ("weighting", "equal"),
+    }
     assert "did you mean 'pcgrad'" in str(run("info", "pcgrd").exception)
 
 
