@@ -64,6 +64,11 @@ def _all_paths(data: dict[str, Any]) -> Iterator[tuple[Any, Any, KeyPath, tuple[
         yield data, "start", ("start",), ()
     elif isinstance(start, dict) and "run" in start:
         yield start, "run", ("start", "run"), ()
+    auditing = data.get("auditing")
+    for index, spec in enumerate(auditing if isinstance(auditing, list) else ()):
+        for option, value in spec.items() if isinstance(spec, dict) else ():
+            if isinstance(value, str) and value.startswith(LOCAL_STARTS):
+                yield spec, option, ("auditing", index, option), ()
     plugins = data.get("plugins")
     files = plugins.get("load") if isinstance(plugins, dict) else plugins
     for index in range(len(files)) if isinstance(files, list) else ():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtlcore.errors import UserError
@@ -15,6 +15,7 @@ def hold_out(
     rows: Sequence[Mapping[str, Any]],
     shares: Mapping[str, float],
     *,
+    among: Sequence[int] | None = None,
     by: str | None = None,
     stratify: str | None = None,
     seed: int = 0,
@@ -22,12 +23,14 @@ def hold_out(
 ) -> dict[str, list[int]]:
     """Row numbers of each part in `shares`, and of the rest under "train"; all rising.
 
-    Rows with equal values of `by` form a unit that stays whole (a null is a value too). Units are
-    ordered by a hash of (seed, unit), not by a generator, so two tasks that read one file hold out
-    the same rows as far as their strata allow. Each part takes its share of every value of
-    `stratify`; a unit counts as the value that most of its rows have.
+    Only rows whose numbers are in `among` are divided; without it, all are. Rows with equal values
+    of `by` form a unit that stays whole (a null is a value too). Units are ordered by a hash of
+    (seed, unit), not by a generator, so two tasks that read one file hold out the same rows as far
+    as their strata allow. Each part takes its share of every value of `stratify`; a unit counts as
+    the value that most of its rows have.
     """
-    units = _units(rows, by)
+    numbers = range(len(rows)) if among is None else among
+    units = _units(rows, numbers, by)
     parts = [part for part, share in shares.items() if share > 0]
     if len(units) <= len(parts):
         what = f"{len(units)} value(s) of {by!r}" if by else f"{len(units)} row(s)"
@@ -41,7 +44,7 @@ def hold_out(
     left = dict.fromkeys(order)
     result: dict[str, list[int]] = {}
     for number, part in enumerate(parts):
-        wanted = max(1, round(shares[part] * len(rows)))
+        wanted = max(1, round(shares[part] * len(numbers)))
         taken = _draw(list(left), units, stratum, wanted)
         # One unit for train and one for each later part must stay.
         for unit in taken[: len(left) - (len(parts) - number)]:
@@ -52,12 +55,14 @@ def hold_out(
     return result
 
 
-def _units(rows: Sequence[Mapping[str, Any]], by: str | None) -> dict[str, list[int]]:
+def _units(
+    rows: Sequence[Mapping[str, Any]], numbers: Iterable[int], by: str | None
+) -> dict[str, list[int]]:
     if by is None:
-        return {str(index): [index] for index in range(len(rows))}
+        return {str(number): [number] for number in numbers}
     units: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        units.setdefault(_key(row.get(by)), []).append(index)
+    for number in numbers:
+        units.setdefault(_key(rows[number].get(by)), []).append(number)
     return units
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mtlcore.data.example import Example, RowError
+from mtlcore.data.cleaning import Key, clean_rows, repeated, text_key, whole_key
+from mtlcore.data.example import Example, RowError, head_row
 from mtlcore.data.holdout import hold_out
 from mtlcore.data.lengths import fit, needed_length
 from mtlcore.data.sources import Rows, load_rows
 from mtlcore.data.splits import SPLITS, Counts, Split
-from mtlcore.errors import MtlcoreError, UserError, did_you_mean, nearest
+from mtlcore.errors import MtlcoreError, Problem, UserError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,17 +28,26 @@ SHOWN_BAD_ROWS = 5
 
 
 @dataclass
-class _Part:
+class Part:
     """Rows of one source that form one split."""
 
     source: Rows
     numbers: Sequence[int]
     bad: list[str]
+    changed: frozenset[int] = frozenset()
+    """Rows of the source whose texts were brought into normal form."""
+    duplicates: int = 0
+    leaked: int = 0
     not_drawn: int = 0
 
 
 class TaskLoader:
-    """Loads the rows of one task; `notes` collects what the user should be told."""
+    """Loads the rows of one task; `notes` collects what the user should be told.
+
+    `load` does it all and raises at the first problem. Its steps are `read` (each file), `divide`
+    (duplicates, held-out rows, leaked rows, max_rows) and `prepare` (the format), then
+    `example` for each row and `fit` to its length.
+    """
 
     def __init__(
         self,
@@ -52,53 +63,123 @@ class TaskLoader:
         seed = self.recipe.split.seed
         self.seed = recipe.training.seed if seed is None else seed
         self.where = f"tasks.{name}"
-        self.format: Format = plugins.create("format", self.recipe.format, f"{self.where}.format")
+        self._plugins = plugins
+        self.format: Format = self._new_format()
         self.notes: list[str] = []
 
     def load(self, splits: Sequence[str]) -> dict[str, Split]:
         """The examples of the splits asked for, as far as the task has them."""
-        parts = self._parts(splits)
-        train = parts["train"]
+        leakage = self.recipe.cleaning.leakage == "drop"
+        # Which train rows stay must not depend on the splits that are asked for.
+        wanted = SPLITS if leakage else ("train", *splits)
+        sources = {
+            name: self._read_whole(source, name)
+            for name, source in self.sources().items()
+            if name in wanted
+        }
+        parts = self.divide(sources)
+        self.prepare(parts["train"])
+        return {name: self._split(name, part) for name, part in parts.items() if name in splits}
+
+    def sources(self) -> dict[str, SourceRecipe]:
+        """The files that the recipe names, by split."""
+        given = {name: getattr(self.recipe, name) for name in SPLITS}
+        return {name: source for name, source in given.items() if source is not None}
+
+    # -- which rows ---------------------------------------------------------------------------
+
+    def read(self, source: SourceRecipe, split: str) -> Part:
+        """All rows of a source, their texts in normal form."""
+        rows = load_rows(source, self.name, f"{self.where}.{split}")
+        rows, changed = clean_rows(rows, self.recipe.cleaning)
+        return Part(rows, range(len(rows)), rows.bad, changed)
+
+    def divide(self, whole: Mapping[str, Part]) -> dict[str, Part]:
+        """What was read, by split: without what is dropped or left out, and train divided."""
+        cleaning = self.recipe.cleaning
+        keys: dict[str, dict[int, tuple[Key, str]]] = {}
+        if "drop" in (cleaning.duplicates, cleaning.leakage):
+            keys = self._first_pass(whole)
+        parts = dict(whole)
+        if cleaning.duplicates == "drop":
+            for name, part in whole.items():
+                again = repeated({n: key for n, (key, _) in keys[name].items()}, part.numbers)
+                numbers = [number for number in part.numbers if number not in again]
+                parts[name] = replace(part, numbers=numbers, duplicates=len(again))
+        shares = {
+            name: getattr(self.recipe.split, name)
+            for name in ("eval", "test")
+            if getattr(self.recipe, name) is None
+        }
+        if any(shares.values()):
+            parts |= self._held_out(parts["train"], shares)
+        if cleaning.leakage == "drop":
+            parts["train"] = self._without_leaked(parts, keys)
+        return {name: self._draw(name, part) for name, part in parts.items()}
+
+    def prepare(self, train: Part) -> None:
+        """Show the format the train rows, as it may ask before its first example."""
+        self._prepare(self.format, train)
+
+    def _read_whole(self, source: SourceRecipe, split: str) -> Part:
+        where = f"{self.where}.{split}"
+        part = self.read(source, split)
+        if part.bad and self.recipe.on_bad_row == "error":
+            raise self._bad_rows(part.bad, where)
+        if not part.source:
+            counts = Counts(rows=len(part.bad), skipped=len(part.bad))
+            raise self.nothing_usable(where, part.source.path, counts, part.bad)
+        for problem in self.column_problems(part.source, where):
+            raise UserError(problem.message, where=problem.where, fix=problem.fix)
+        return part
+
+    def _new_format(self) -> Format:
+        found: Format = self._plugins.create("format", self.recipe.format, f"{self.where}.format")
+        return found
+
+    def _prepare(self, form: Format, train: Part) -> None:
         try:
-            self.format.prepare([self._mapped(train.source[number]) for number in train.numbers])
+            form.prepare([self.mapped(train.source[number]) for number in train.numbers])
         except ValueError as error:
             raise UserError(
                 f"task {self.name!r}, {train.source.path}: {error}",
                 where=f"{self.where}.format",
                 fix="check the format's columns and options against the rows",
             ) from None
-        return {name: self._split(name, part) for name, part in parts.items() if name in splits}
 
-    # -- which rows ---------------------------------------------------------------------------
+    def _first_pass(self, whole: Mapping[str, Part]) -> dict[str, dict[int, tuple[Key, str]]]:
+        """`whole_key` and `text_key` of all rows by number; bad rows have none.
 
-    def _parts(self, splits: Sequence[str]) -> dict[str, _Part]:
-        train = self._read(self.recipe.train, "train")
-        given: dict[str, SourceRecipe | None] = {"eval": self.recipe.eval, "test": self.recipe.test}
-        parts = {"train": _Part(train, range(len(train)), train.bad)}
-        for name, source in given.items():
-            if source is not None and name in splits:
-                rows = self._read(source, name)
-                parts[name] = _Part(rows, range(len(rows)), rows.bad)
-        shares = {name: getattr(self.recipe.split, name) for name in given if given[name] is None}
-        if any(shares.values()):
-            parts |= self._held_out(train, shares)
-        return {name: self._draw(name, part) for name, part in parts.items()}
+        What a row says is known only when its format has read it, and the format of the task is
+        shown its train rows once, when they are known: another one reads them here.
+        """
+        form = self._new_format()
+        self._prepare(form, whole["train"])
+        found: dict[str, dict[int, tuple[Key, str]]] = {}
+        for name, part in whole.items():
+            found[name] = {}
+            for number in part.numbers:
+                with suppress(RowError):
+                    example = self.example(part.source, number, form)
+                    found[name][number] = whole_key(example), text_key(example)
+        return found
 
-    def _read(self, source: SourceRecipe, split: str) -> Rows:
-        where = f"{self.where}.{split}"
-        rows = load_rows(source, self.name, where)
-        bad = rows.bad
-        if bad and self.recipe.on_bad_row == "error":
-            raise self._bad_rows(bad, where)
-        if not rows:
-            raise self._nothing_usable(
-                where, rows.path, Counts(rows=len(bad), skipped=len(bad)), bad
-            )
-        self._check_columns(rows, where)
-        return rows
+    def _without_leaked(
+        self, parts: Mapping[str, Part], keys: Mapping[str, Mapping[int, tuple[Key, str]]]
+    ) -> Part:
+        """The train rows whose texts are not among those that the task is scored on."""
+        train = parts["train"]
+        scored: set[str] = set()
+        for name, part in parts.items():
+            if name != "train":
+                known = keys.get(name, keys["train"])  # a part without a file was held out
+                scored |= {known[number][1] for number in part.numbers if number in known}
+        known = keys["train"]
+        stay = [n for n in train.numbers if n not in known or known[n][1] not in scored]
+        return replace(train, numbers=stay, leaked=len(train.numbers) - len(stay))
 
-    def _check_columns(self, rows: Rows, where: str) -> None:
-        """Required and mapped columns must exist; the error names what was found instead."""
+    def column_problems(self, rows: Rows, where: str) -> Iterator[Problem]:
+        """Required and mapped columns must exist; says what was found instead."""
         found = rows.columns
         names = self.recipe.columns
         needed = {name: names.get(name, name) for name in self.format.columns}
@@ -109,16 +190,16 @@ class TaskLoader:
             near = nearest(column, found)
             meant = f"did you mean {near!r}? If so, " if near else ""
             what = f"{self.format.name} needs {name!r}" + (f" ({holds})" if holds else "")
-            raise UserError(
+            yield Problem(
+                f"{self.where}.columns" if name in names else where,
                 f"task {self.name!r}: {rows.path} has no column {column!r}; {what}; "
                 f"columns found: {', '.join(found)}",
-                where=f"{self.where}.columns" if name in names else where,
-                fix=f"{meant}write {self.where}.columns: "
-                f"{{{name}: {near or '<column of the file>'}}}",
+                f"{meant}write {self.where}.columns: {{{name}: {near or '<column of the file>'}}}",
             )
 
-    def _held_out(self, train: Rows, shares: Mapping[str, float]) -> dict[str, _Part]:
+    def _held_out(self, whole: Part, shares: Mapping[str, float]) -> dict[str, Part]:
         split = self.recipe.split
+        train = whole.source
         where = f"{self.where}.split"
         for option in ("by", "stratify"):
             column = getattr(split, option)
@@ -129,9 +210,15 @@ class TaskLoader:
                     where=f"{where}.{option}",
                     fix=did_you_mean(column, train.columns),
                 )
-        stratify = split.stratify or self._label_column()
+        stratify = split.stratify or self.label_column()
         numbers = hold_out(
-            train, shares, by=split.by, stratify=stratify, seed=self.seed, where=where
+            train,
+            shares,
+            among=whole.numbers,
+            by=split.by,
+            stratify=stratify,
+            seed=self.seed,
+            where=where,
         )
         how = f"seed {self.seed}"
         how += f", stratified by {stratify!r}" if stratify else ""
@@ -139,37 +226,36 @@ class TaskLoader:
         counts = ", ".join(f"{name} {len(numbers[name])}" for name in SPLITS if name in numbers)
         self.notes.append(f"task {self.name!r}: {train.path} was split ({how}): {counts} rows")
         for name, share in shares.items():
-            asked, got = round(share * len(train)), len(numbers.get(name, ()))
+            asked, got = round(share * len(whole.numbers)), len(numbers.get(name, ()))
             if abs(asked - got) > max(1, asked / 2):
                 why = f"the groups of {split.by!r}" if split.by else f"the values of {stratify!r}"
                 self.notes.append(
                     f"task {self.name!r}: {name} has {got} rows where split.{name} asks for "
                     f"{asked}: {why} allow no better"
                 )
-        return {
-            name: _Part(train, rows, train.bad if name == "train" else [])
-            for name, rows in numbers.items()
-        }
+        parts = {name: Part(train, rows, [], whole.changed) for name, rows in numbers.items()}
+        # What is bad or repeated belongs to no side; it is counted with the train rows.
+        return parts | {"train": replace(whole, numbers=numbers["train"])}
 
-    def _label_column(self) -> str | None:
+    def label_column(self) -> str | None:
         """The file's column of the label, for formats that say they have one."""
         column: str | None = getattr(self.format, "label_column", None)
         return self.recipe.columns.get(column, column) if column else None
 
-    def _draw(self, name: str, part: _Part) -> _Part:
+    def _draw(self, name: str, part: Part) -> Part:
         """At most max_rows rows, drawn by the seed, in the order of the file."""
         most = self.recipe.max_rows
         if most is None or len(part.numbers) <= most:
             return part
         draw = random.Random(f"{self.seed}/max_rows/{name}")
-        part.not_drawn = len(part.numbers) - most
-        part.numbers = sorted(draw.sample(part.numbers, most))
-        self.notes.append(f"task {self.name!r}: max_rows leaves out {part.not_drawn} {name} rows")
-        return part
+        left_out = len(part.numbers) - most
+        self.notes.append(f"task {self.name!r}: max_rows leaves out {left_out} {name} rows")
+        numbers = sorted(draw.sample(part.numbers, most))
+        return replace(part, numbers=numbers, not_drawn=left_out)
 
     # -- what becomes of them -----------------------------------------------------------------
 
-    def _mapped(self, row: dict[str, Any]) -> dict[str, Any]:
+    def mapped(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row under the format's column names; its own names stay."""
         if not self.recipe.columns:
             return row
@@ -178,15 +264,26 @@ class TaskLoader:
         }
         return {**row, **mapped}
 
-    def _split(self, name: str, part: _Part) -> Split:
-        where = f"{self.where}.{name}"
-        counts = Counts(rows=len(part.numbers) + len(part.bad), not_drawn=part.not_drawn)
+    def counts(self, part: Part) -> Counts:
+        """The counts of a part before its examples are made."""
+        counts = Counts(
+            rows=len(part.numbers) + len(part.bad) + part.duplicates + part.leaked,
+            duplicates=part.duplicates,
+            leaked=part.leaked,
+            cleaned=sum(number in part.changed for number in part.numbers) if part.changed else 0,
+            not_drawn=part.not_drawn,
+        )
         for place in part.bad:
             counts.add_bad(place)
+        return counts
+
+    def _split(self, name: str, part: Part) -> Split:
+        where = f"{self.where}.{name}"
+        counts = self.counts(part)
         examples = tuple(self._examples(part, counts, where))
         counts.used = len(examples)
         if not examples:
-            raise self._nothing_usable(where, part.source.path, counts, counts.bad)
+            raise self.nothing_usable(where, part.source.path, counts, counts.bad)
         if counts.skipped and self.recipe.on_bad_row == "warn":
             self.notes += [
                 f"task {self.name!r}: {counts.skipped} bad {name} rows were skipped",
@@ -199,14 +296,14 @@ class TaskLoader:
         source = part.source
         return Split(name, examples, counts, source.path, fingerprint, source.fingerprint)
 
-    def _examples(self, part: _Part, counts: Counts, where: str) -> Iterator[Example]:
+    def _examples(self, part: Part, counts: Counts, where: str) -> Iterator[Example]:
         shown: list[str] = []
         for number in part.numbers:
             place = part.source.line
             try:
-                example = self._example(part.source, number)
+                example = self.example(part.source, number)
             except RowError as error:
-                reason = f"{place(number)}: {self._with_columns_of_the_file(str(error))}"
+                reason = f"{place(number)}: {error}"
                 counts.add_bad(reason)
                 shown.append(reason)
                 if self.recipe.on_bad_row == "error" and len(shown) == SHOWN_BAD_ROWS:
@@ -218,15 +315,20 @@ class TaskLoader:
         if shown and self.recipe.on_bad_row == "error":
             raise self._bad_rows(shown, where)
 
-    def _example(self, rows: Rows, number: int) -> Example:
-        row = self._mapped(rows[number])
+    def example(self, rows: Rows, number: int, form: Format | None = None) -> Example:
+        """The example of one row, of any length; raises RowError if the row is bad."""
+        row = self.mapped(rows[number])
+        form = form or self.format
         try:
-            return self.format.example(row, task=self.name, index=number, tokenizer=self.tokenizer)
+            found = form.example(row, task=self.name, index=number, tokenizer=self.tokenizer)
+            return found if self.recipe.head is None else head_row(found)
+        except RowError as error:
+            raise RowError(self._with_columns_of_the_file(str(error))) from None
         except UserError as error:
             what = error.problem
             where = f"{self.where}.{what.where}" if what.where.startswith("format") else what.where
             raise UserError(what.message, where=where or self.where, fix=what.fix) from None
-        except (RowError, MtlcoreError):
+        except MtlcoreError:
             raise
         except Exception as error:
             raise MtlcoreError(
@@ -275,9 +377,10 @@ class TaskLoader:
             fix=f"mend these rows, or set {self.where}.on_bad_row to skip or warn",
         )
 
-    def _nothing_usable(
+    def nothing_usable(
         self, where: str, path: str, counts: Counts, bad: Iterable[str]
     ) -> UserError:
+        """The error of a split without a row to use: what became of its rows."""
         why, fixes = [], []
         if counts.dropped_overlong:
             limit = f"training.max_length ({self.max_length})"
@@ -286,6 +389,9 @@ class TaskLoader:
         if counts.skipped:
             why.append(f"{counts.skipped} are bad, the first: {next(iter(bad), '')}")
             fixes.append("mend the bad rows")
+        if counts.leaked:
+            why.append(f"{counts.leaked} were dropped because they stand in eval or test")
+            fixes.append(f"set {self.where}.cleaning.leakage to keep")
         return UserError(
             f"task {self.name!r}: {path} has no usable row: {'; '.join(why) or 'it is empty'}",
             where=where,

@@ -15,7 +15,11 @@ KEPT_PLACES = 20
 
 @dataclass
 class Counts:
-    """What became of the rows of a split: rows = used + dropped_overlong + skipped."""
+    """What became of the rows of a split.
+
+    rows = used + dropped_overlong + skipped + duplicates + leaked. Where eval and test are held out
+    of the train rows, bad lines and duplicates of that file count as train rows.
+    """
 
     rows: int = 0
     used: int = 0
@@ -24,6 +28,12 @@ class Counts:
     dropped_overlong: int = 0
     skipped: int = 0
     """Bad rows."""
+    duplicates: int = 0
+    """Rows dropped because an earlier one has the same texts and answer."""
+    leaked: int = 0
+    """Train rows dropped because their text stands among the eval or test rows."""
+    cleaned: int = 0
+    """Rows among `rows` whose texts were brought into normal form."""
     not_drawn: int = 0
     """Rows left out because of max_rows, beside `rows`."""
     bad: list[str] = field(default_factory=list)
@@ -40,6 +50,9 @@ class Counts:
             "truncated": self.truncated,
             "dropped as too long": self.dropped_overlong,
             "bad and skipped": self.skipped,
+            "duplicates dropped": self.duplicates,
+            "dropped as they stand in eval or test": self.leaked,
+            "normalised": self.cleaned,
             "left out by max_rows": self.not_drawn,
         }
         said = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
