@@ -22,7 +22,10 @@ def baseline(
         bool, typer.Option("--auxiliary", help="Baselines of the auxiliary tasks too.")
     ] = False,
     split: Annotated[str, typer.Option(help="test, eval or train.")] = "test",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="[auto|PATH]", help="Go on from the newest checkpoint, or from PATH."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train a single-task adapter for every task, all in one run, and compare with them."""
@@ -36,7 +39,7 @@ def baseline(
 
     loaded = prepare(source, overrides or (), tasks=task or None, auxiliary=auxiliary)
     with only_results_on_stdout():
-        run = train(loaded, resume=resume)
+        run = train(loaded, resume=True if resume == "auto" else resume or False)
         scores = run.evaluate(split, save_as=split, resamples="auto")
         found = None
         if source.is_dir():

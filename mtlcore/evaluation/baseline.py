@@ -131,7 +131,7 @@ def derive(
     return LoadedRecipe(made, [*loaded.notes, *notes], loaded.path, loaded.sources)
 
 
-def train(loaded: LoadedRecipe, *, resume: bool = False) -> Run:
+def train(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Run:
     """Train what `prepare` or `derive` made."""
     trainer = api.prepare(loaded, resume=resume)
     trainer.run.plugins.register(OwnSharesOfRows())

@@ -23,7 +23,7 @@ import torch
 
 from mtlcore.errors import UserError
 from mtlcore.evaluation import bootstrap
-from mtlcore.evaluation.bootstrap import Interval, Resamples
+from mtlcore.evaluation.bootstrap import Resamples
 from mtlcore.evaluation.kept import KeptRun, answers_of
 from mtlcore.run import write_json
 
@@ -187,6 +187,11 @@ def _against(
             "metrics": {metric.name: metric.to_json() for metric in metrics},
         }
     found = bootstrap.interval(torch.stack(drawn).mean(0)) if drawn else None
+    if found is not None and found.resamples < count:
+        notes.append(
+            f"the interval of delta_m leaves out {count - found.resamples} of {count} draws, in "
+            f"which a score of {other.name} is 0"
+        )
     return {
         "run": other.name,
         "name": other.folder.name,
@@ -292,7 +297,8 @@ def _delta_m(other: dict[str, Any]) -> str:
         return "undefined"
     text = f"{other['delta_m']:+.2f}%"
     if other["delta_m_interval"] is not None:
-        text += f" {Interval(**other['delta_m_interval'])}"
+        low, high = other["delta_m_interval"]["low"], other["delta_m_interval"]["high"]
+        text += f" [{low:+.2f}, {high:+.2f}]"
     main = [name for name, task in other["tasks"].items() if task["role"] == "main"]
     left_out = [name for name in main if name not in other["delta_m_tasks"]]
     return text + (f" without {', '.join(left_out)}" if left_out else "")

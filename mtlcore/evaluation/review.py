@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 REVIEW = "review.jsonl"
 BASE = "base"
 """What a run is compared with by default: its model without the adapters."""
+WORST, BEST, CHANGED = "worst", "best", "changed"
+"""Why a row was chosen."""
 LOSS = "-loss"
 """The score of a row whose task has no metric for single rows: minus its mean loss per token."""
 SHOWN = 200  # characters of a text in the table
@@ -171,9 +173,9 @@ def _lines(
     ]
     changed = [pair for pair in pairs if pair.change or pair.text_change]
     chosen = {
-        "worst": sorted(pairs, key=lambda p: (p.rank, -p.loss_after))[:count],
-        "best": sorted(pairs, key=lambda p: (-p.rank, p.loss_after))[:count],
-        "changed": sorted(changed, key=lambda p: (-abs(p.change), -p.text_change))[:count],
+        WORST: sorted(pairs, key=lambda p: (p.rank, -p.loss_after))[:count],
+        BEST: sorted(pairs, key=lambda p: (-p.rank, p.loss_after))[:count],
+        CHANGED: sorted(changed, key=lambda p: (-abs(p.change), -p.text_change))[:count],
     }
     why: dict[int, list[str]] = {}
     for reason, some in chosen.items():

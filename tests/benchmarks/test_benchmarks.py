@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import harness, startup, step, throughput
+from benchmarks import baselines, fisher, harness, startup, step, throughput
 
 # TorchJD's autojac runs attention under vmap, for which torch has no batching rule.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -120,3 +120,56 @@ def test_startup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     harness.main("startup", startup.check, startup.measure, argv=["--json"])
     found = last_line(capsys, "startup")["results"]
     assert [one["case"] for one in found] == ["python -c pass", "mtlcore --help", "mtlcore schema"]
+
+
+def test_fisher(capsys: pytest.CaptureFixture[str]) -> None:
+    fisher.run(["--json", "--tiny", "--rounds", "1"])
+    record = last_line(capsys, "fisher")
+    assert {one["case"] for one in record["results"]} == set(fisher.CASES)
+    for case in fisher.CASES:
+        found = metrics(record, case)
+        plain = min(found["plain_autograd"]["value"], found["plain_folded"]["value"])
+        ratio = found["fisher"]["value"] / plain
+        assert found["fisher / plain"]["value"] == pytest.approx(ratio)
+        assert [name for name, one in found.items() if one["target"]] == ["fisher / plain"]
+
+
+def test_a_wrong_fisher_is_seen(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    def wrong(self: fisher.Case, mode: fisher.Mode) -> Any:
+        factor = 1.01 if mode == "one_pass" else 1.0
+        return {name: factor * value for name, value in right(self, mode).items()}
+
+    right = fisher.Case.fisher
+    monkeypatch.setattr(fisher.Case, "fisher", wrong)
+    with pytest.raises(SystemExit):
+        fisher.run(["--tiny"])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "fisher: factor 0" in captured.err
+
+
+def test_baselines(capsys: pytest.CaptureFixture[str]) -> None:
+    baselines.run(["--json", "--tiny", "--rounds", "1"])
+    record = last_line(capsys, "baselines")
+    for case, target in (("T=5 1x16", 0.7), ("T=5 8x16", 1.05)):
+        found = metrics(record, case)
+        assert found.keys() == {"together", "separate", "together / separate"}
+        ratio = found["together"]["value"] / found["separate"]["value"]
+        assert found["together / separate"]["value"] == pytest.approx(ratio)
+        assert found["together / separate"]["target"] == target
+
+
+def test_baselines_that_touch_each_other_are_seen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(baselines.Gradients, "clip", clip_all_tasks_as_one)
+    with pytest.raises(SystemExit):
+        baselines.run(["--tiny", "--rounds", "1"])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "own:task0" in captured.err
+
+
+def clip_all_tasks_as_one(self: Any, max_norm: float) -> None:
+    norm = float(self.arena.own.norm())
+    self.arena.own.mul_(min(1.0, max_norm / norm))

@@ -36,7 +36,9 @@ def test_evaluate_scores_the_split_and_the_tasks_that_were_asked_for(
     chosen = ["--task", "spelling", "--task", "definitions"]
     code, out, _ = cli("evaluate", run, "--split", "eval", *chosen, "--json")
     assert code == 0
-    expected = mtlcore.load(run).evaluate("eval", tasks=["spelling", "definitions"])
+    expected = mtlcore.load(run).evaluate(
+        "eval", tasks=["spelling", "definitions"], resamples="auto"
+    )
     assert json.loads(out) == json.loads(json.dumps(expected.to_json()))
     assert [path.stem for path in sorted((run / "predictions" / "eval").glob("*.jsonl"))] == [
         "definitions",
