@@ -1,0 +1,253 @@
+"""The diagonal of the Fisher information: how much each weight matters to what was learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtlcore.data.batches import collate
+from mtlcore.distributed import all_reduce_sum, rank, world_size
+from mtlcore.errors import UserError
+from mtlcore.model.layout import Segment
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from mtlcore.data.batches import Batch
+    from mtlcore.data.example import Example
+    from mtlcore.losses import Outputs
+    from mtlcore.model.backbone import MultiTaskModel
+    from mtlcore.model.layers import AdapterLayer
+    from mtlcore.run import Run
+
+Labels = Literal["data", "sampled"]
+Mode = Literal["auto", "one_pass", "per_row"]
+
+
+def fisher(
+    run: Run,
+    examples: Sequence[Example],
+    *,
+    labels: Labels = "data",
+    own: bool = True,
+    mode: Mode = "auto",
+) -> dict[str, Tensor]:
+    """The Fisher diagonal of the trainable weights on rows of one or several tasks.
+
+        F_k = 1/n sum_i (d log p(completion of row i) / d theta_k)^2
+
+    The gradient is that of the row's *summed* token log-likelihoods, squared for each row by
+    itself: not the square of a batch's mean gradient, which is smaller and shrinks with the batch.
+    A row counts with 0 for weights that it does not use.
+
+    labels: "data" is the empirical Fisher; "sampled" draws each label from the model at its place
+        (the tokens before it are those of the row), an unbiased estimate of the true Fisher with
+        the rows' contexts.
+    own: False leaves out the weights that belong to one task alone.
+    mode: see `squared_gradients`.
+
+    Returns the weights' names (`model.trainable_parameters()`) -> F in the shape of the weight,
+    fp32 (fp64 for fp64 weights), equal on all ranks. Without dropout; weights and mode of the model
+    are left as they were.
+    """
+    if not examples:
+        raise UserError("the Fisher information needs at least one row", fix="give it train rows")
+    model = run.model
+    draw = run.generator(run.step, "fisher", str(rank())) if labels == "sampled" else None
+    with run.autocast():
+        sums = squared_gradients(model, _batches(run, examples), draw=draw, own=own, mode=mode)
+    return {name: all_reduce_sum(value).div_(len(examples)) for name, value in sums.items()}
+
+
+def squared_gradients(
+    model: MultiTaskModel,
+    batches: Iterable[Batch],
+    *,
+    draw: torch.Generator | None = None,
+    own: bool = True,
+    mode: Mode = "auto",
+) -> dict[str, Tensor]:
+    """The sum over all rows of the squared gradient of the row's summed log-likelihood.
+
+    one_pass: one forward and one backward per batch with every row as a segment of its own; each
+        row's product is squared and added as it comes, none is stored.
+    per_row: one forward and backward per row in ordinary autograd; the same numbers, slower, right
+        for trainable weights of any kind.
+    auto: one_pass, unless a weight has no rule for it or is used twice in a forward.
+
+    With `draw` the labels are drawn from the model.
+    """
+    adapters = {id(p) for a in model.layout.adapters for p in model.adapter_parameters(a.name)}
+    weights = dict(model.trainable_parameters())
+    if not own:
+        alone = [a for a in model.layout.adapters if a.owner is not None]
+        owned = {id(p) for a in alone for p in model.adapter_parameters(a.name)}
+        weights = {name: weight for name, weight in weights.items() if id(weight) not in owned}
+    without_rule = [name for name, weight in weights.items() if id(weight) not in adapters]
+    if without_rule and mode == "one_pass":
+        raise UserError(
+            f"{without_rule[0]} has no rule for the gradients of single rows in one pass",
+            fix="use mode='per_row' (one pass per row, the same result)",
+        )
+    sums = {
+        name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for name, weight in weights.items()
+    }
+    sink = None if without_rule or mode == "per_row" else _Squares(weights, sums)
+    training, routing = model.training, model.routing
+    before = routing.sink
+    model.eval()
+    try:
+        for batch in batches:
+            if sink is not None:
+                routing.sink = sink
+                _loss(model, _by_row(batch), draw).backward()
+                if sink.added <= len(batch.examples):
+                    sink.forget()
+                    continue
+                # So it is from the first batch on, and nothing right was added yet.
+                if mode == "one_pass":
+                    raise UserError(
+                        "a layer is used several times in one forward pass, so that the gradients "
+                        "of single rows are not known in one pass",
+                        fix="use mode='per_row' (one pass per row, the same result)",
+                    )
+                sink, routing.sink = None, None
+                for value in sums.values():
+                    value.zero_()
+            _add_per_row(model, batch, weights, sums, draw)
+    finally:
+        routing.sink = before
+        routing.leave()
+        model.train(training)
+    return sums
+
+
+class _Squares:
+    """Squares each segment's gradient and adds it; with one segment per row, a sum over rows.
+
+    `added`: how many gradients the most used weight got; more than one for each row, and the
+    weight is used twice in a forward: its gradients should have been summed before the square.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor]) -> None:
+        self._sums = {id(weight): sums[name] for name, weight in weights.items()}
+        self._calls: dict[int, int] = {}
+
+    def add(
+        self,
+        layer: AdapterLayer,
+        adapter: int,
+        factor: int,
+        task: int,
+        left: Tensor,
+        right: Tensor | None,
+        scale: float,
+    ) -> None:
+        """Square and add the gradient of one weight from one row (see `mtlcore.arena.Sink`)."""
+        weight = id(layer.parameter(adapter, factor))
+        total = self._sums.get(weight)
+        if total is None:
+            return
+        self._calls[weight] = self._calls.get(weight, 0) + 1
+        if right is None:
+            gradient = left.sum(0, dtype=total.dtype)
+        else:
+            gradient = (left.t() @ right).to(total.dtype)
+        total.addcmul_(gradient, gradient, value=scale * scale)
+
+    @property
+    def added(self) -> int:
+        return max(self._calls.values(), default=0)
+
+    def forget(self) -> None:
+        """Count anew."""
+        self._calls.clear()
+
+
+def _by_row(batch: Batch) -> Batch:
+    """The same batch with every row as a segment of its own."""
+    tasks = [task for task, start, stop in batch.rows for _ in range(start, stop)]
+    return replace(batch, rows=tuple(Segment(task, i, i + 1) for i, task in enumerate(tasks)))
+
+
+def _add_per_row(
+    model: MultiTaskModel,
+    batch: Batch,
+    weights: Mapping[str, nn.Parameter],
+    sums: Mapping[str, Tensor],
+    draw: torch.Generator | None,
+) -> None:
+    for example, (task, _, _) in zip(batch.examples, _by_row(batch).rows, strict=True):
+        single = collate(
+            [example],
+            [task],
+            len(batch.counts),
+            flat=batch.row_lengths is not None,
+            device=batch.input_ids.device,
+        )
+        loss = _loss(model, single, draw)
+        grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for value, grad in zip(sums.values(), grads, strict=True):
+            if grad is not None:
+                grad = grad.to(value.dtype)
+                value.addcmul_(grad, grad)
+
+
+def _loss(model: MultiTaskModel, batch: Batch, draw: torch.Generator | None) -> Tensor:
+    """Minus the log-likelihood of all labels in sum: rows do not mix, so each keeps its own."""
+    if draw is None:
+        loss: Tensor = model(batch).token_losses.sum()
+        return loss
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        kept.append(output.logits[0])  # [L, V]
+
+    handle = model.backbone.register_forward_hook(keep)
+    try:
+        outputs: Outputs = model(batch)
+    finally:
+        handle.remove()
+    parts = [_drawn_loss(logits, draw) for logits in (*kept, *outputs.head_logits)]
+    return torch.stack(parts).sum()
+
+
+def _drawn_loss(logits: Tensor, draw: torch.Generator) -> Tensor:
+    """The summed loss of labels drawn from the model itself, logits [L, V]."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    cumulative = logits.detach().softmax(-1).cumsum(-1)
+    # One uniform number per label, so that a draw costs no copy of [L, V] from a GPU.
+    place = torch.rand(len(logits), 1, generator=draw, dtype=torch.float64).to(cumulative)
+    drawn = torch.searchsorted(cumulative, place * cumulative[:, -1:]).squeeze(1)
+    return F.cross_entropy(logits, drawn.clamp(max=logits.shape[-1] - 1), reduction="sum")
+
+
+def _batches(run: Run, examples: Sequence[Example]) -> Iterator[Batch]:
+    """This rank's rows in batches of about equal tokens: those of an average training batch."""
+    index = {task.name: task.index for task in run.tasks}
+    # Rows of like length together: less padding where a batch has it.
+    ordered = sorted(examples, key=lambda example: len(example.input_ids))
+    mean = sum(len(example.input_ids) for example in ordered) / len(ordered)
+    budget = math.ceil(mean * run.recipe.training.per_device_train_batch_size)
+    batch: list[Example] = []
+    tokens = 0
+    for example in [*ordered[rank() :: world_size()], None]:
+        if batch and (example is None or tokens + len(example.input_ids) > budget):
+            yield collate(
+                batch,
+                [index[one.task] for one in batch],
+                len(run.tasks),
+                flat=run.model.flat,
+                device=run.device,
+            )
+            batch, tokens = [], 0
+        if example is not None:
+            batch.append(example)
+            tokens += len(example.input_ids)
