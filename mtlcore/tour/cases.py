@@ -55,6 +55,13 @@ def opinions(
     return rows
 
 
+def dialect(count: int, seed: int, *, rare: bool) -> Rows:
+    """The sentences of the many, or of the few, who use other words for good and bad."""
+    part = slice(6, 8) if rare else slice(0, 6)
+    rows = opinions(count, seed, good=GOOD[part], bad=BAD[part])
+    return [{**row, "group": "few" if rare else "many"} for row in rows]
+
+
 def task(
     folder: Path, name: str, train: Iterable[Mapping[str, Any]], **other: Any
 ) -> dict[str, Any]:
@@ -63,7 +70,7 @@ def task(
         "train": write(folder, f"{name}.train", train),
         "format": {
             "name": "classification",
-            "labels": ["yes", "no"],
+            "labels": other.pop("labels", ["yes", "no"]),
             "template": other.pop("template", "{{ text }} ="),
         },
         "metrics": ["accuracy"],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from statistics import mean, median
 from typing import Any
 
-from mtlcore.tour.cases import BAD, GOOD, THINGS, opinions, task, write
+from mtlcore.evaluation.review import WORST
+from mtlcore.tour.cases import BAD, GOOD, THINGS, dialect, opinions, task, write
 from mtlcore.tour.tour import Tour, row
 
 INTERFERENCE = "Task interference"
@@ -75,6 +77,27 @@ def dynamic_weighting(tour: Tour) -> tuple[float, float]:
     return without, tour.scores(tour.train(recipe, remedy)).by_task["quiet"].loss
 
 
+@row(
+    INTERFERENCE,
+    "Curriculum",
+    quantity="test loss after training with hard rows, marked as such, that teach nothing",
+    better="lower",
+)
+def curriculum(tour: Tour) -> tuple[float, float]:
+    """Easy rows first, by a column, against all rows from the start."""
+    easy, hard = opinions(100, 5), opinions(100, 6, noise=0.5)
+    rows = [{**r, "level": 0} for r in easy] + [{**r, "level": 1} for r in hard]
+    tasks = {
+        name: task(tour.folder, name, rows, test=opinions(100, 7), template=template)
+        for name, template in (("hard_one", "{{ text }} ="), ("hard_two", "{{ text }} :"))
+    }
+    recipe = tour.recipe("hard", {"tasks": tasks})
+    without = tour.scores(tour.train(recipe)).loss
+    chooser = "{name: curriculum, difficulty: level, start: 0.5, duration: 1.0}"
+    remedy = [f"tasks.{name}.rows={chooser}" for name in tasks]
+    return without, tour.scores(tour.train(recipe, *remedy)).loss
+
+
 # -- resources ---------------------------------------------------------------------------------
 
 
@@ -94,6 +117,52 @@ def adapters(tour: Tour) -> tuple[float, float]:
         weights = tour.folder.joinpath(name).glob("*.safetensors")
         sizes.append(sum(path.stat().st_size for path in weights) / 1e6)
     return sizes[0], sizes[1]
+
+
+@row(
+    RESOURCES,
+    "Distributed training",
+    quantity="seconds per step of 256 rows, one thread per process",
+    better="lower",
+)
+def distributed(tour: Tour) -> tuple[float, float]:
+    """Two processes against one."""
+    recipe = opposite_tasks(tour)
+    seconds = []
+    for name, processes in (("one-process", 1), ("two-processes", 2)):
+        tour.shell(
+            "torchrun", "--nproc-per-node", str(processes), "-m", "mtlcore.cli", "train", recipe,
+            "training.max_steps=12", f"training.per_device_train_batch_size={256 // processes}",
+            "training.logging_steps=1", f"training.output_dir={name}",
+        )  # fmt: skip
+        steps = [line["seconds"] for line in tour.lines(name, "metrics.jsonl")]
+        seconds.append(median(steps[2:]))
+    return seconds[0], seconds[1]
+
+
+def people(seed: int) -> list[dict[str, Any]]:
+    """Rows of the many, and 12 of the few among 202."""
+    return dialect(190, seed, rare=False) + dialect(12, seed + 1, rare=True)
+
+
+@row(
+    RESOURCES,
+    "Stratified sampling",
+    quantity="accuracy on the critical rows, 6% of the train rows",
+    better="higher",
+)
+def stratified(tour: Tour) -> tuple[float, float]:
+    """Every kind of row equally often against rows as they come."""
+    rows, tests = people(15), dialect(100, 17, rare=True)
+    tasks = {
+        name: task(tour.folder, name, rows, test=tests, template=template)
+        for name, template in (("kinds_one", "{{ text }} ="), ("kinds_two", "{{ text }} :"))
+    }
+    recipe = tour.recipe("kinds", {"tasks": tasks})
+    without = tour.overall(tour.train(recipe))
+    chooser = "{name: stratified, by: group, emphasis: 1.0}"
+    remedy = [f"tasks.{name}.rows={chooser}" for name in tasks]
+    return without, tour.overall(tour.train(recipe, *remedy))
 
 
 # -- evaluation --------------------------------------------------------------------------------
@@ -133,6 +202,39 @@ def one_score(tour: Tour) -> tuple[float, float]:
     return without, tour.overall(tour.train(recipe, *remedy))
 
 
+@row(
+    EVALUATION,
+    "Single-task baselines",
+    quantity="seconds of training for the single-task models of four tasks",
+    better="lower",
+)
+def baselines(tour: Tour) -> tuple[float, float]:
+    """All of them in one run against one run for each."""
+    recipe = two_camps(tour, training={"per_device_train_batch_size": 8})
+    alone = 0.0
+    for name in ("like", "rise", "love", "climb"):
+        single = ("training.per_device_train_batch_size=2", f"training.output_dir=single-{name}")
+        tour.run("baseline", recipe, "--task", name, *single)
+        alone += tour.read(f"single-{name}-baseline", "result.json")["totals"]["seconds"]
+    tour.run("baseline", recipe, "training.output_dir=all")
+    return alone, tour.read("all-baseline", "result.json")["totals"]["seconds"]
+
+
+@row(
+    EVALUATION,
+    "Review of outputs",
+    quantity="share of wrong answers among the rows that one reads",
+    better="higher",
+)
+def review(tour: Tour) -> tuple[float, float]:
+    """The worst rows of a review against any rows of the test split."""
+    run = tour.train(noisy_tasks(tour))
+    wrong_anywhere = 1 - tour.overall(run)
+    lines = [json.loads(line) for line in tour.run("review", run, "--json").splitlines()]
+    worst = [line for line in lines if WORST in line["why"]]
+    return wrong_anywhere, sum(line["after"] != line["target"] for line in worst) / len(worst)
+
+
 # -- data --------------------------------------------------------------------------------------
 
 
@@ -162,6 +264,26 @@ def domain_adaptation(tour: Tour) -> tuple[float, float]:
     run = tour.train(recipe)
     scores = tour.scores(run)
     return without, scores.by_task["labelled"].loss
+
+
+@row(
+    DATA,
+    "Balanced sampling",
+    quantity="accuracy on test rows with as many of one label as of the other (train: 6%)",
+    better="higher",
+)
+def balanced(tour: Tour) -> tuple[float, float]:
+    """Every label equally often against rows as they come."""
+    tasks = {
+        name: task(
+            tour.folder, name, opinions(200, 45, share=0.06), test=opinions(100, 46), template=text
+        )
+        for name, text in (("rare_one", "{{ text }} ="), ("rare_two", "{{ text }} :"))
+    }
+    recipe = tour.recipe("rare", {"tasks": tasks})
+    without = tour.overall(tour.train(recipe))
+    remedy = [f"tasks.{name}.rows=class_balanced" for name in tasks]
+    return without, tour.overall(tour.train(recipe, *remedy))
 
 
 # -- fit ---------------------------------------------------------------------------------------
@@ -226,71 +348,98 @@ def task_regularization(tour: Tour) -> tuple[float, float]:
     return without, tour.scores(tour.train(recipe, *remedy)).by_task["small"].loss
 
 
-# -- transfer ----------------------------------------------------------------------------------
-
-
-def two_camps(tour: Tour, **changes: Any) -> str:
-    """Four tasks over the same texts: two label them one way, two the other way."""
+@row(
+    FIT,
+    "Cross-validation",
+    quantity="distance of the estimated score from that on 1000 other rows",
+    better="lower",
+)
+def cross_validation(tour: Tour) -> tuple[float, float]:
+    """The mean over five folds against one split (the mean distance of four such splits)."""
     tasks = {
         name: task(
             tour.folder,
             name,
-            opinions(120, seed, flip=flip),
-            test=opinions(60, seed + 1, flip=flip),
+            opinions(60, seed, noise=0.2),
+            test=opinions(500, seed + 1),
+            template=text,
         )
-        for name, seed, flip in (
-            ("like", 60, False),
-            ("dislike", 62, True),
-            ("love", 64, False),
-            ("hate", 66, True),
-        )
+        for name, seed, text in (("cv_one", 57, "{{ text }} ="), ("cv_two", 59, "{{ text }} :"))
     }
-    return tour.recipe("camps", {"tasks": tasks, "sharing": {"shared": 4, "own": 0}, **changes})
+    distances, truths = [], []
+    for seed in range(4):
+        for one in tasks.values():
+            one["split"] = {"eval": 0.2, "seed": seed}
+        run = tour.train(tour.recipe("folds", {"tasks": tasks}))
+        truths.append(tour.overall(run))
+        estimate = tour.scores(run, "eval").overall
+        assert estimate is not None
+        distances.append(abs(estimate - truths[-1]))
+    flags = ("--folds", "5", "training.output_dir=folds")
+    found = tour.json("cv", "folds.yaml", *flags)
+    return mean(distances), abs(found["overall"]["mean"] - mean(truths))
 
 
-def plan(tour: Tour) -> tuple[str, str]:
-    """A run of the two camps that measures affinities, and the plan made from it."""
-    run = tour.train(two_camps(tour, monitoring=["affinity"], training={"max_steps": 60}))
+# -- transfer ----------------------------------------------------------------------------------
+
+
+def two_camps(tour: Tour, **changes: Any) -> str:
+    """Four tasks over the same prompts: two answer yes or no, two answer up or down."""
+    tasks: dict[str, Any] = {}
+    for seed, name in enumerate(("like", "rise", "love", "climb")):
+        words = {"yes": "yes", "no": "no"} if seed % 2 == 0 else {"yes": "up", "no": "down"}
+        train, test = (
+            [{**r, "label": words[r["label"]]} for r in opinions(count, 60 + 2 * seed + part)]
+            for part, count in enumerate((120, 60))
+        )
+        tasks[name] = task(tour.folder, name, train, test=test, labels=list(words.values()))
+    sharing = {"shared": 4, "own": 0}
+    return tour.recipe("camps", {"tasks": tasks, "sharing": sharing, **changes})
+
+
+def plan(tour: Tour) -> str:
+    """The plan made from a run of the two camps that measures affinities."""
+    run = tour.train(two_camps(tour, monitoring=["affinity"]))
     tour.run("group", run, "--rank", "4", "--out", f"{run}.plan.yaml")
-    return run, f"{run}.plan.yaml"
+    return f"{run}.plan.yaml"
 
 
 @row(
     TRANSFER,
     "Task grouping",
-    quantity="accuracy of four tasks of two camps that contradict each other",
-    better="higher",
+    quantity="loss of four tasks of two camps that want other answers to the same prompts",
+    better="lower",
 )
 def grouping(tour: Tour) -> tuple[float, float]:
     """Adapters of the groups that `mtlcore group` finds against one for all."""
     recipe = two_camps(tour)
-    without = tour.overall(tour.train(recipe))
-    _, found = plan(tour)
+    without = tour.scores(tour.train(recipe)).loss
+    found = plan(tour)
     path = tour.folder / "planned.yaml"
     path.write_text(json.dumps({"extends": [recipe, found]}), encoding="utf-8")
-    return without, tour.overall(tour.train(path.name))
+    return without, tour.scores(tour.train(path.name)).loss
 
 
 @row(
     TRANSFER,
     "Selective sharing by layer",
-    quantity="trained weights (thousands) at the accuracy of the group adapters, or better",
+    quantity="trained weights (thousands) that give a loss at most 5% above that of all",
     better="lower",
 )
 def selective_sharing(tour: Tour) -> tuple[float, float]:
     """Group adapters in the last block alone against group adapters in all."""
     groups = {
         "yes": {"tasks": ["like", "love"], "r": 4},
-        "no": {"tasks": ["dislike", "hate"], "r": 4},
+        "up": {"tasks": ["rise", "climb"], "r": 4},
     }
-    sizes, scores = [], []
+    sizes, losses = [], []
     for layers in (None, [1]):
         chosen = {name: {**g, "layers_to_transform": layers} for name, g in groups.items()}
         sharing = {"shared": 4, "own": 0, "groups": chosen}
-        run = tour.train(two_camps(tour, sharing=sharing, training={"max_steps": 200}))
-        scores.append(tour.overall(run))
+        run = tour.train(two_camps(tour, sharing=sharing))
+        losses.append(tour.scores(run).loss)
         sizes.append(tour.weights(run) / 1e3)
-    if scores[1] < scores[0] - 0.02:  # fewer weights for a worse model are no gain
+    if losses[1] > 1.05 * losses[0]:  # fewer weights for a worse model are no gain
         return sizes[0], math.inf
     return sizes[0], sizes[1]
 
@@ -395,3 +544,65 @@ def few_shot(tour: Tour) -> tuple[float, float]:
         tour.run("adapt", run, *flags, f"start.nearest={nearest}")
         losses.append(tour.scores(name).by_task["again"].loss)
     return losses[0], losses[1]
+
+
+# -- ethics ------------------------------------------------------------------------------------
+
+
+@row(
+    ETHICS,
+    "Bias audit and mitigation",
+    quantity="difference of accuracy between two groups of people, one of them 6% of the rows",
+    better="lower",
+)
+def bias(tour: Tour) -> tuple[float, float]:
+    """Rows of both groups equally often against rows as they come, both audited."""
+    rows, tests = people(95), dialect(60, 97, rare=False) + dialect(60, 98, rare=True)
+    tasks = {
+        name: task(tour.folder, name, rows, test=tests, template=template)
+        for name, template in (("people_one", "{{ text }} ="), ("people_two", "{{ text }} :"))
+    }
+    recipe = tour.recipe("people", {"tasks": tasks})
+    chooser = "{name: group_balanced, column: group}"
+    gaps = []
+    for remedy in ([], [f"tasks.{name}.rows={chooser}" for name in tasks]):
+        run = tour.train(recipe, *remedy)
+        trained = tour.commands[-1]
+        found = tour.json("audit", run, "--auditor", "group_metrics", "column=group")
+        gaps.append(mean(f["value"] for f in found))
+        tour.commands.append(trained)
+    return gaps[0], gaps[1]
+
+
+@row(
+    ETHICS,
+    "Label consistency and representation",
+    quantity="contradictions told: rows that stand there twice, with unlike labels (12 planted)",
+    better="higher",
+)
+def labels(tour: Tour) -> tuple[float, float]:
+    """`mtlcore check` against training as it is, which says nothing."""
+    rows = list({row["text"]: row for row in opinions(100, 101)}.values())
+    planted = [{**r, "label": "no" if r["label"] == "yes" else "yes"} for r in rows[:12]]
+    tasks = {"doubtful": task(tour.folder, "doubtful", rows + planted, test=opinions(50, 100))}
+    recipe = tour.recipe("doubtful", {"tasks": tasks})
+    run = tour.train(recipe, "training.max_steps=1")
+    told = sum("label" in note for note in tour.read(run, "result.json")["notes"])
+    found = tour.json("check", recipe, "--column", "thing")
+    return float(told), float(found["tasks"]["doubtful"]["conflict_count"])
+
+
+@row(
+    ETHICS,
+    "Explanations",
+    quantity="fall of the answer's log-likelihood when three words are taken away",
+    better="higher",
+)
+def explanations(tour: Tour) -> tuple[float, float]:
+    """The words that the explanation names against three at random."""
+    run = tour.train(opposite_tasks(tour), "sharing.own=4", "training.max_steps=200")
+    falls = [
+        tour.json("explain", run, "--task", "liked", "--row", str(number))["deletion"]
+        for number in range(5)
+    ]
+    return mean(fall["random"] for fall in falls), mean(fall["top"] for fall in falls)

@@ -9,6 +9,8 @@ import math
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -136,6 +138,24 @@ class Tour:
         if code != exit_code:
             raise MtlcoreError(f"{self.commands[-1]} ended with {code}:\n{err.getvalue()[-2000:]}")
         return out.getvalue()
+
+    def shell(self, *args: str) -> None:
+        """Run a program of this environment in the tour's folder, with one thread."""
+        self.commands.append(shlex.join(args))
+        program = Path(sys.executable).with_name(args[0])
+        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [program, *args[1:]], cwd=self.folder, env=environ, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise MtlcoreError(
+                f"{self.commands[-1]} ended with {done.returncode}:\n{done.stderr[-2000:]}"
+            )
+
+    def lines(self, *parts: str) -> list[Any]:
+        """A file of JSON lines in the tour's folder."""
+        text = self.folder.joinpath(*parts).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
 
     def json(self, *args: str, exit_code: int = 0) -> Any:
         """The same for a command that prints JSON."""
