@@ -5,7 +5,7 @@ BIN := .venv/bin
 CORE := setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: install demo test slow check fix bench gpu docs clean
+.PHONY: install demo test tour slow check fix bench gpu docs clean
 
 install: .venv/.installed
 
@@ -22,6 +22,10 @@ demo: install
 
 test: install
 	@$(BIN)/python -m pytest
+
+# One command for each remedy, without and with it; writes docs/tour.md.
+tour: install
+	$(BIN)/mtlcore tour --page docs/tour.md
 
 check: install
 	$(BIN)/ruff check .
@@ -42,6 +46,8 @@ bench: install
 	$(BIN)/python -m benchmarks.step --json --record
 	$(BIN)/python -m benchmarks.throughput --json --record
 	$(BIN)/python -m benchmarks.startup --json --record
+	$(BIN)/python -m benchmarks.baselines --json --record
+	$(BIN)/python -m benchmarks.fisher --json --record
 	$(BIN)/python -m benchmarks.demo --json --record
 
 # Wheel, sdist and repeated installs in empty environments: minutes.

@@ -57,13 +57,23 @@ SECTIONS = (
     ("tasks.&lt;name&gt;.train, .eval, .test", "SourceRecipe"),
     ("tasks.&lt;name&gt;.split", "SplitRecipe"),
     ("tasks.&lt;name&gt;.generation", "GenerationRecipe"),
+    ("tasks.&lt;name&gt;.head", "HeadRecipe"),
+    ("tasks.&lt;name&gt;.cleaning", "CleaningRecipe"),
     ("lora", "LoraRecipe"),
     ("sharing", "SharingRecipe"),
     ("sharing.groups.&lt;name&gt;", "GroupRecipe"),
+    ("bottleneck", "BottleneckRecipe"),
+    ("stages", "StageRecipe"),
+    ("start", "StartRecipe"),
     ("training", "TrainingRecipe"),
     ("plugins", "PluginsRecipe"),
 )
-NAMES = {"ComponentSpec": "component", "SourceRecipe": "path or mapping"}
+NAMES = {
+    "ComponentSpec": "component",
+    "SourceRecipe": "path or mapping",
+    "HeadRecipe": "name or mapping",
+    "StartRecipe": "folder or mapping",
+}
 SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 

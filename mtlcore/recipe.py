@@ -236,7 +236,9 @@ class LoraRecipe(Section):
     """The adapter, in PEFT's words."""
 
     r: Int = Field(
-        default=16, gt=0, description="Rank; lora_alpha / r is the scale of every adapter."
+        default=16,
+        gt=0,
+        description="Rank; lora_alpha / r is the scale of every adapter, also with `sharing`.",
     )
     lora_alpha: Float = Field(
         default=32.0, gt=0, description="Scale of the adapter's output, times r."
