@@ -125,9 +125,7 @@ class Gradients:
         strength. The graph is kept for the losses.
         """
         if self._penalty_arena is None:
-            self._penalty_arena = Arena(
-                self.model.adapter_layers, self.others, self.task_count
-            )
+            self._penalty_arena = Arena(self.model.adapter_layers, self.others, self.task_count)
             self._penalty_arena.clear([1.0] * self.task_count)
         if self.mode == "multi_pass":
             slots = self._penalty_arena.slots

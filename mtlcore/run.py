@@ -187,6 +187,13 @@ class Run:
             f"unknown task {name!r}", fix=did_you_mean(name, [task.name for task in self.tasks])
         )
 
+    def rows(self, task: str, split: str = "test") -> Split:
+        """The rows of a task's split (of eval where there is no test split), read if need be."""
+        if not self._has_data:
+            self._load_tasks(SPLITS)
+            self._describe_tasks()
+        return self._rows_of(self.task(task), split)
+
     def is_active(self, task: Task) -> bool:
         """Whether the task is trained now: it belongs to the stage and has not stopped."""
         return self.active[task.index]

@@ -72,8 +72,8 @@ class Totals:
     rows: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     task_seconds: dict[str, float] = field(default_factory=dict)
+    task_peak_memory_mb: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    peak_memory_mb: float = 0.0
 
     def add(self, record: StepRecord) -> None:
         """Take in one step."""
@@ -85,7 +85,7 @@ class Totals:
             for name, value in of_step.items():
                 mine[name] = mine.get(name, 0) + value  # type: ignore[assignment]
         self.seconds += record.seconds
-        self.peak_memory_mb = max(self.peak_memory_mb, record.peak_memory_mb)
+        self.task_peak_memory_mb = dict(record.task_peak_memory_mb)
 
 
 class Trainer:
@@ -414,7 +414,7 @@ class Trainer:
         self.save()
 
     def _take_best_weights(self) -> None:
-        """Those of the best evaluation; of a task that is judged by itself, the own from its best."""
+        """Those of the best evaluation; own ones of a task judged by itself: of its own best."""
         run, judge = self.run, self.judge
         if judge.best.step not in (None, run.step):
             checkpoint.load_adapters_of(run, judge.best.step)

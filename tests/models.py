@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from transformers import (
@@ -21,12 +22,15 @@ from transformers import (
 )
 
 from mtlcore.data.batches import Batch, collate
-from mtlcore.data.example import IGNORED, Example
+from mtlcore.data.example import IGNORED, Example, head_row
 from mtlcore.model.backbone import MultiTaskModel
+from mtlcore.model.heads import Pooling, TaskFacts
+from mtlcore.model.layers import weights_of
 from mtlcore.model.layout import Layout
-from mtlcore.recipe import LoraRecipe, SharingRecipe
+from mtlcore.recipe import BottleneckRecipe, LoraRecipe, SharingRecipe
 
 VOCABULARY = 97
+OPTIONS = ("no", "perhaps", "yes")
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -85,18 +89,49 @@ def multi_task(
     *,
     dtype: torch.dtype = torch.float64,
     sharing: SharingRecipe | None = None,
+    bottleneck: BottleneckRecipe | None = None,
+    heads: Mapping[int, Pooling] | None = None,
+    frozen: Sequence[str] = (),
+    smoothing: Sequence[float] | None = None,
+    dropout: Sequence[float] | None = None,
+    keep_pooled: bool = False,
     **lora: object,
 ) -> MultiTaskModel:
-    """The same with adapters, their B made non-zero."""
+    """The same with adapters, what starts at 0 made non-zero; heads by task, with `OPTIONS`."""
     names = [f"task{index}" for index in range(tasks)]
     recipe = LoraRecipe.model_validate({"r": 4, "lora_alpha": 8, **lora})
-    layout = Layout.build(names, recipe, sharing)
-    model = MultiTaskModel(backbone(name, dtype), layout, recipe)
+    heads = heads or {}
+    layout = Layout.build(
+        names,
+        recipe,
+        sharing,
+        bottleneck=bottleneck,
+        heads=[names[task] for task in heads],
+        frozen_tasks=frozen,
+    )
+    facts = [
+        TaskFacts(
+            dropout=dropout[task] if dropout else recipe.lora_dropout,
+            smoothing=smoothing[task] if smoothing else 0.0,
+            head=heads.get(task),
+            options=OPTIONS if task in heads else None,
+        )
+        for task in range(tasks)
+    ]
+    model = MultiTaskModel(
+        backbone(name, dtype),
+        layout,
+        recipe,
+        bottleneck=bottleneck,
+        tasks=facts,
+        keep_pooled=keep_pooled,
+    )
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for layer in model.layers.values():
-            for up in layer.lora_B.values():
-                up.copy_(0.1 * torch.randn(up.shape, generator=draw, dtype=torch.float64))
+        for weight in weights_of(model.adapter_layers):
+            if not weight.parameter.any():
+                noise = torch.randn(weight.parameter.shape, generator=draw, dtype=torch.float64)
+                weight.parameter.copy_(0.1 * noise)
     return model
 
 
@@ -114,6 +149,16 @@ def examples(lengths: Sequence[int], *, tasks: Sequence[int], seed: int = 0) -> 
             )
         )  # fmt: skip
     return made
+
+
+def with_heads(rows: Sequence[Example], heads: Mapping[int, Pooling]) -> list[Example]:
+    """The same rows, those of tasks with a head answered by it."""
+    return [
+        head_row(replace(row, options=OPTIONS, label=row.row % len(OPTIONS)))
+        if int(row.task.removeprefix("task")) in heads
+        else row
+        for row in rows
+    ]
 
 
 def batch_of(

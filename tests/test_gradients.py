@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from mtlcore.data.batches import Batch, deal
 from mtlcore.data.example import Example
 from mtlcore.gradients import Direction, Gradients
 from mtlcore.model.backbone import MultiTaskModel
+from mtlcore.model.heads import Pooling
 from mtlcore.model.layout import Segment
-from mtlcore.recipe import SharingRecipe
-from tests.models import batch_of, examples, multi_task
+from mtlcore.recipe import BottleneckRecipe, SharingRecipe
+from tests.models import batch_of, examples, multi_task, with_heads
 
 SHARING = SharingRecipe.model_validate(
     {"shared": 4, "own": 2, "groups": {"pair": {"tasks": ["task0", "task2"], "r": 3}}}
@@ -380,3 +382,190 @@ def test_weights_of_several_tasks_without_a_segment_rule_are_refused_in_one_pass
     assert gradients.mode == "multi_pass"
     expected, _ = separate_passes(model, batch)
     torch.testing.assert_close(gradients.rows(), expected)
+
+
+# -- LoRA, bottlenecks and heads in one batch ---------------------------------------------------
+
+HEADS: dict[int, Pooling] = {0: "last", 2: "mean"}
+
+
+def mixed_model(name: str = "llama", **changes: Any) -> MultiTaskModel:
+    model = multi_task(
+        name,
+        sharing=SHARING,
+        bottleneck=BottleneckRecipe.model_validate(
+            {"shared": 3, "own": 2, "non_linearity": "gelu", "scaling": 0.5}
+        ),
+        heads=HEADS,
+        **changes,
+    )
+    model.try_flat()
+    return model
+
+
+def mixed_rows(*, without: int | None = None) -> list[Example]:
+    found = with_heads(rows(), HEADS)
+    return [row for row in found if row.task != f"task{without}"]
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("mode", ["one_pass", "multi_pass"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_mixed_adapters_get_what_separate_passes_give(name: str, mode: str, flat: bool) -> None:
+    model = mixed_model(name)
+    batch = batch_of(mixed_rows(), 3, flat=flat)
+    expected, by_task = separate_passes(model, batch)
+    gradients = run_step(model, [batch], mode=mode)
+    torch.testing.assert_close(gradients.rows(), expected, rtol=1e-10, atol=1e-10)
+    gradients.apply(torch.ones(3, dtype=torch.float64) / 3)
+    own = {slot.name.rpartition(".")[2] for slot in gradients.arena.slots if slot.owner is not None}
+    assert {"head:task0", "head:task2", "bottleneck:own:task1", "own:task1"} <= own
+    for index, slot in enumerate(gradients.arena.slots):
+        if slot.owner is not None:
+            grad = slot.parameter.grad
+            mine = by_task[slot.owner][index] / 3
+            torch.testing.assert_close(grad, mine, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("change", ["accumulation", "absent", "checkpointing"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_both_modes_agree_on_mixed_adapters(name: str, change: str) -> None:
+    found = []
+    for mode in ("one_pass", "multi_pass"):
+        model = mixed_model(name)
+        if change == "checkpointing":
+            model.train()
+            model.backbone.activation_checkpointing_enable({"use_reentrant": False})
+        given = mixed_rows(without=2 if change == "absent" else None)
+        hands = deal(given, 4 if change == "accumulation" else 1)
+        gradients = run_step(model, [batch_of(hand, 3) for hand in hands], mode=mode)
+        gradients.apply(torch.ones(len(gradients.present), dtype=torch.float64) / 3)
+        grads = {name: parameter.grad for name, parameter in model.trainable_parameters()}
+        found.append((gradients.mean_losses(), grads, gradients.clip(0.0)))
+    (losses, grads, norms), (losses2, grads2, norms2) = found
+    torch.testing.assert_close(losses, losses2, rtol=1e-12, atol=1e-12)
+    assert norms == pytest.approx(norms2, rel=1e-10)
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad, grads2[key], rtol=1e-9, atol=1e-11)
+        assert (grad is None) == (change == "absent" and key.endswith(":task2"))
+
+
+def test_the_result_of_mixed_adapters_does_not_depend_on_how_rows_are_dealt() -> None:
+    model = mixed_model()
+    whole = run_step(model, [batch_of(mixed_rows(), 3)])
+    expected, own = whole.rows(), whole.arena.own.clone()
+    parts = run_step(model, [batch_of(hand, 3) for hand in deal(mixed_rows(), 5)])
+    torch.testing.assert_close(parts.rows(), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(parts.arena.own, own, rtol=1e-10, atol=1e-12)
+
+
+def test_the_gramian_of_layers_counts_a_block_once() -> None:
+    model = mixed_model()
+    gradients = run_step(model, [batch_of(mixed_rows(), 3)])
+    assert [name for name, _, _ in gradients.arena.scopes("layer")] == [
+        "model.layers.0",
+        "model.layers.1",
+    ]
+    j = gradients.rows()
+    torch.testing.assert_close(gradients.gramian("layer").sum(0), j @ j.t())
+
+
+def test_folded_weights_leave_own_gradients_of_every_kind_as_they_are() -> None:
+    model = mixed_model()
+    batches = [batch_of(hand, 3) for hand in deal(mixed_rows(), 3)]
+    weights = torch.tensor([0.1, 0.7, 1.5], dtype=torch.float64)
+    run_step(model, batches).apply(weights)
+    expected = {name: p.grad.clone() for name, p in model.trainable_parameters()}  # type: ignore[union-attr]
+    run_step(model, batches, folded=weights).apply(None)
+    for name, parameter in model.trainable_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_penalty_on_pooled_states_goes_through_both_modes(checkpointing: bool) -> None:
+    """Task 0 and task 1 are pulled together, as alignment penalties do it."""
+
+    def distance(model: MultiTaskModel, batch: Batch) -> tuple[Any, Tensor]:
+        outputs = model(batch)
+        means = [outputs.pooled[start:stop].mean(0) for _, start, stop in batch.rows]
+        return outputs, (means[0] - means[1]).square().sum()
+
+    batch = batch_of(mixed_rows(), 3)
+    weights = torch.ones(3, dtype=torch.float64)
+    reference = mixed_model(keep_pooled=True)
+    run_step(reference, [batch]).apply(weights)
+    plain = {name: p.grad.clone() for name, p in reference.trainable_parameters()}  # type: ignore[union-attr]
+    parameters = [p for _, p in reference.trainable_parameters()]
+    extra = torch.autograd.grad(distance(reference, batch)[1], parameters, allow_unused=True)
+    assert sum(grad is not None for grad in extra) > len(extra) / 2
+    for mode in ("one_pass", "multi_pass"):
+        model = mixed_model(keep_pooled=True).train()
+        if checkpointing:
+            model.backbone.activation_checkpointing_enable({"use_reentrant": False})
+        gradients = Gradients(model, [1.0] * 3, mode=mode)  # type: ignore[arg-type]
+        gradients.start(batch.counts)
+        outputs, value = distance(model, batch)
+        gradients.penalty_backward(value)
+        gradients.backward(outputs.loss_sums)
+        gradients.finish()
+        gradients.apply(weights)
+        for (name, parameter), more in zip(model.trainable_parameters(), extra, strict=True):
+            expected = plain[name] if more is None else plain[name] + more
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", ["one_pass", "multi_pass"])
+def test_independent_models_in_one_run_train_as_each_would_alone(mode: str) -> None:
+    """Nothing is shared between the tasks, so their gradients are not divided by T."""
+    sharing = SharingRecipe(shared=0, own=3)
+    model = multi_task(sharing=sharing, heads={1: "last"})
+    model.try_flat()
+    given = with_heads(rows(), {1: "last"})
+    gradients = run_step(model, [batch_of(given, 3)], mode=mode)
+    gradients.apply(None)
+    for task in range(3):
+        alone = multi_task(sharing=sharing, heads={1: "last"})
+        alone.try_flat()
+        mine = [row for row in given if row.task == f"task{task}"]
+        outputs = alone(batch_of(mine, 3))
+        (outputs.loss_sums[task] / outputs.counts[task]).backward()
+        expected = dict(alone.trainable_parameters())
+        for name, parameter in model.trainable_parameters():
+            if name.endswith(f":task{task}"):
+                torch.testing.assert_close(parameter.grad, expected[name].grad)
+
+
+def test_every_row_as_a_segment_gives_the_gradients_of_single_rows() -> None:
+    """What a sink of squares (Fisher) relies on: one call per weight and row, biases included."""
+
+    class Squares:
+        def __init__(self) -> None:
+            self.found: dict[int, Tensor] = {}
+
+        def add(
+            self, layer: Any, adapter: int, factor: int, task: int,
+            left: Tensor, right: Tensor | None, scale: float,
+        ) -> None:  # fmt: skip
+            grad = scale * (left.sum(0) if right is None else left.t() @ right)
+            key = id(layer.parameter(adapter, factor))
+            self.found[key] = self.found.get(key, torch.zeros_like(grad)) + grad.square()
+
+    model = mixed_model().eval()
+    batch = batch_of(mixed_rows(), 3)
+    tasks = [task for task, start, stop in batch.rows for _ in range(start, stop)]
+    single = tuple(Segment(task, i, i + 1) for i, task in enumerate(tasks))
+    sink = Squares()
+    model.routing.sink = sink
+    model(Batch(**{**vars(batch), "rows": single})).loss_sums.sum().backward()
+    model.routing.sink = None
+    parameters = [p for _, p in model.trainable_parameters()]
+    expected = [torch.zeros_like(p) for p in parameters]
+    for row in batch.examples:
+        loss = model(batch_of([row], 3)).loss_sums.sum()
+        for sum_, grad in zip(
+            expected, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+        ):
+            if grad is not None:
+                sum_ += grad.square()
+    for parameter, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(sink.found[id(parameter)], value, rtol=1e-10, atol=1e-10)

@@ -50,6 +50,8 @@ class Example:
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.input_ids):
             raise ValueError(f"{len(self.labels)} labels for {len(self.input_ids)} tokens")
+        if self.head and any(label != IGNORED for label in self.labels):
+            raise ValueError("a row that a head answers has no tokens to learn")
 
     @property
     def label_count(self) -> int:

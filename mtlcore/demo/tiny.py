@@ -8,9 +8,7 @@ from typing import Any
 TOKENIZER = Path(__file__).parent / "tokenizer"
 
 
-def make_tiny_model(
-    folder: str | Path, seed: int = 0, *, initializer_range: float = 0.02
-) -> Path:
+def make_tiny_model(folder: str | Path, seed: int = 0, *, initializer_range: float = 0.02) -> Path:
     """Save a random float32 Llama (about 160,000 parameters) and its tokenizer into `folder`.
 
     initializer_range: standard deviation of its weights; with the default no adapter can make it

@@ -17,7 +17,7 @@ from mtlcore.errors import UserError, did_you_mean
 from mtlcore.losses import Outputs, cross_entropy, sum_by_task
 from mtlcore.model import attention
 from mtlcore.model.bottleneck import Bottleneck
-from mtlcore.model.heads import Heads, TaskFacts, last_states, pool, prompts_of
+from mtlcore.model.heads import POOLINGS, Heads, PromptStates, TaskFacts
 from mtlcore.model.layers import AdapterLayer, weights_of
 from mtlcore.model.layout import Layout, Routing, block_name, block_number, row_segments
 from mtlcore.model.lora import MultiTaskLora
@@ -237,51 +237,38 @@ class MultiTaskModel(nn.Module):
             use_cache=False,  # with a cache, packed rows silently see each other
         ).logits[0]  # [L, V]
         hidden, self._hidden = self._hidden, None
-        smoothing = self._smoothing(batch)  # [L + H]
-        split = len(batch.labels)
-        losses = cross_entropy(
-            logits, batch.labels, None if smoothing is None else smoothing[:split]
-        )
-        pooled, head_logits = None, []
+        pooled: Tensor | None = None
+        head_logits: list[Tensor] = []
         if hidden is not None:
-            pooled, head_logits, of_heads = self._pooled_and_heads(hidden, batch, smoothing)
-            losses = torch.cat([losses, *of_heads])
-        return Outputs(
-            sum_by_task(losses, batch), batch.counts, losses, pooled, tuple(head_logits)
-        )
+            states = PromptStates(hidden, batch)
+            pooled = states.mean if self.keep_pooled else None
+            head_logits = self._head_logits(states, batch)
+        losses = self._losses([logits, *head_logits], batch)
+        return Outputs(sum_by_task(losses, batch), batch.counts, losses, pooled, tuple(head_logits))
 
-    def _smoothing(self, batch: Batch) -> Tensor | None:
-        """[L + H] the smoothing of each label; None where there is none."""
-        if not self.training or not any(self.smoothing):
-            return None
-        shares = torch.tensor(self.smoothing, dtype=torch.float64).to(batch.label_tasks.device)
-        return shares[batch.label_tasks]
+    def _losses(self, logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        """[L + H] losses of the tokens' logits and of each head segment's, smoothed in training."""
+        sizes = [len(part) for part in logits]
+        labels = batch.labels
+        if batch.head_labels is not None:
+            labels = torch.cat([labels, batch.head_labels])
+        shares: Sequence[Tensor | None] = [None] * len(sizes)
+        if self.training and any(self.smoothing):
+            of_tasks = torch.tensor(self.smoothing, dtype=torch.float64).to(labels.device)
+            shares = of_tasks[batch.label_tasks].split(sizes)
+        parts = zip(logits, labels.split(sizes), shares, strict=True)
+        return torch.cat([cross_entropy(*part) for part in parts])
 
-    def _pooled_and_heads(
-        self, hidden: Tensor, batch: Batch, smoothing: Tensor | None
-    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
-        """Pooled states [rows, d] if asked for; logits and losses of each segment with a head."""
-        prompts = prompts_of(batch)
-        means = {fact.head for fact in self.heads.facts.values()} if batch.head_rows else set()
-        pooled = pool(hidden, prompts) if self.keep_pooled or "mean" in means else None
-        logits: list[Tensor] = []
-        losses: list[Tensor] = []
-        done, split = 0, len(batch.labels)
+    def _head_logits(self, states: PromptStates, batch: Batch) -> list[Tensor]:
+        """Logits [n, options] of each segment that a head answers, in the order of the rows."""
+        found: list[Tensor] = []
         for task, start, stop in batch.rows:
             rows = [row for row in batch.head_rows if start <= row < stop]
-            if not rows:
-                continue
-            assert batch.head_labels is not None
-            if self.heads.facts[task].head == "mean":
-                assert pooled is not None
-                states = pooled[rows]
-            else:
-                states = last_states(hidden, prompts, rows)
-            logits.append(self.heads(states, task))  # [n, options]
-            part = slice(done, done := done + len(rows))
-            spread = None if smoothing is None else smoothing[split:][part]
-            losses.append(cross_entropy(logits[-1], batch.head_labels[part], spread))
-        return pooled if self.keep_pooled else None, logits, losses
+            if rows:
+                pooling = self.heads.facts[task].head
+                assert pooling is not None
+                found.append(self.heads(POOLINGS[pooling](states)[rows], task))
+        return found
 
     def _labelled_only(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Before the head: keep the hidden states whose logits are wanted, [1, L, d]."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -149,41 +151,43 @@ class _HeadLinear(torch.autograd.Function):
         return (dy @ weight if ctx.needs_input_grad[0] else None, None, None, None, None, None)
 
 
-class _Prompts(NamedTuple):
-    """Where the prompt tokens of a batch's rows stand among all tokens."""
+class PromptStates:
+    """The last hidden states of a batch's prompts, pooled as heads and penalties ask for them.
 
-    places: Tensor  # [M]
-    rows: Tensor  # [M] the row of each
-    counts: Tensor  # [rows]
-    last: Tensor  # [rows] the place of each row's last prompt token
+    `hidden` [..., d] holds the states of all tokens. A row without a prompt counts as a whole.
+    """
+
+    def __init__(self, hidden: Tensor, batch: Batch) -> None:
+        self.hidden = hidden.reshape(-1, hidden.shape[-1])
+        device = hidden.device
+        counts = [example.prompt_length or len(example.input_ids) for example in batch.examples]
+        width = batch.input_ids.shape[1]
+        starts = [row * width for row in range(len(counts))]
+        if batch.row_lengths is not None:
+            starts = [0, *accumulate(batch.row_lengths[:-1])]
+        self.counts = torch.tensor(counts, device=device)  # [rows] prompt tokens
+        self.starts = torch.tensor(starts, device=device)  # [rows] where they begin
+
+    @cached_property
+    def last(self) -> Tensor:
+        """[rows, d] the state of each prompt's last token."""
+        return self.hidden[self.starts + self.counts - 1]
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """[rows, d] the mean of each prompt's states, in fp32 at least."""
+        ends = self.counts.cumsum(0)
+        rows = torch.arange(len(self.counts), device=ends.device).repeat_interleave(self.counts)
+        places = torch.arange(len(rows), device=ends.device)
+        places = places + (self.starts - (ends - self.counts))[rows]  # [M] among all tokens
+        states = self.hidden[places]
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
+        sums = states.new_zeros(len(self.counts), states.shape[1]).index_add(0, rows, states)
+        return sums / self.counts[:, None]
 
 
-def prompts_of(batch: Batch) -> _Prompts:
-    """The prompt tokens of each row; all tokens of a row without a prompt."""
-    device = batch.input_ids.device
-    counts = [example.prompt_length or len(example.input_ids) for example in batch.examples]
-    width = batch.input_ids.shape[1]
-    starts = [row * width for row in range(len(counts))]
-    if batch.row_lengths is not None:
-        starts = [0]
-        for length in batch.row_lengths[:-1]:
-            starts.append(starts[-1] + length)
-    first, count = torch.tensor(starts), torch.tensor(counts)
-    rows = torch.arange(len(counts)).repeat_interleave(count)
-    ends = count.cumsum(0)
-    places = torch.arange(int(ends[-1])) + (first - (ends - count))[rows]
-    found = (places, rows, count, first + count - 1)
-    return _Prompts(*(tensor.to(device) for tensor in found))
-
-
-def pool(hidden: Tensor, prompts: _Prompts) -> Tensor:
-    """[rows, d] the mean of each row's prompt states, hidden [..., d]; in fp32 at least."""
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    flat = flat[prompts.places].to(torch.promote_types(flat.dtype, torch.float32))
-    sums = flat.new_zeros(len(prompts.counts), flat.shape[1]).index_add(0, prompts.rows, flat)
-    return sums / prompts.counts[:, None]
-
-
-def last_states(hidden: Tensor, prompts: _Prompts, rows: Sequence[int] | slice) -> Tensor:
-    """[n, d] the state of the last prompt token of some rows."""
-    return hidden.reshape(-1, hidden.shape[-1])[prompts.last[rows]]
+POOLINGS: dict[Pooling, Callable[[PromptStates], Tensor]] = {
+    "last": lambda states: states.last,
+    "mean": lambda states: states.mean,
+}
+"""How a head reads a row's prompt: -> [rows, d]."""

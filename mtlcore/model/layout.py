@@ -307,9 +307,7 @@ class Routing:
             part = mask[place]
             generator = None
             if self.draw is not None:
-                key = seed_of(
-                    *self.draw, layer, self.layout.task_names[task], seen.get(task, 0)
-                )
+                key = seed_of(*self.draw, layer, self.layout.task_names[task], seen.get(task, 0))
                 generator = torch.Generator(x.device).manual_seed(key)
             mask[place] = part.bernoulli_(1 - share, generator=generator).div_(1 - share)
             seen[task] = seen.get(task, 0) + len(part)

@@ -32,8 +32,8 @@ class MultiTaskLora(AdapterLayer):
     """
 
     factors = ("lora_A", "lora_B")
-    lora_A: nn.ParameterDict
-    lora_B: nn.ParameterDict
+    lora_A: nn.ParameterDict  # noqa: N815
+    lora_B: nn.ParameterDict  # noqa: N815
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class MultiTaskLora(AdapterLayer):
 
     def _gather(self) -> None:
         """Lay the parameters of each factor side by side in one buffer and make them views."""
-        for factor in (self.lora_A, self.lora_B):
+        for factor in (self.lora_A, self.lora_B) if self.adapters else ():
             buffer = torch.cat([parameter.data for parameter in factor.values()])
             for parameter, part in zip(
                 factor.values(), buffer.split([p.shape[0] for p in factor.values()]), strict=True

@@ -355,7 +355,7 @@ def task_regularization(tour: Tour) -> tuple[float, float]:
             template="{{ text }} :",
         ),
     }
-    training = {"max_steps": 200, "eval_steps": 20, "eval_metrics": False}
+    training: dict[str, Any] = {"max_steps": 200, "eval_steps": 20, "eval_metrics": False}
     training |= {"metric_for_best_model": "eval_loss", "load_best_model_at_end": True}
     sharing = {"shared": 2, "own": 4}
     recipe = tour.recipe(

@@ -87,7 +87,8 @@ def layer_of(
     torch.manual_seed(0)
     recipe = LoraRecipe.model_validate({"r": 3, "lora_alpha": 6})
     layout = Layout.build([f"task{i}" for i in range(tasks)], recipe, adapters)
-    layer = MultiTaskLora(nn.Linear(5, 7).double(), Routing(layout), dropout=dropout)
+    routing = Routing(layout, dropout=(dropout,) * tasks)
+    layer = MultiTaskLora(nn.Linear(5, 7).double(), routing)
     with torch.no_grad():
         for up in layer.lora_B.values():
             up.normal_()
@@ -149,7 +150,7 @@ def test_dropout_is_on_the_adapters_only_and_its_gradient_matches_the_mask() -> 
     layer.routing.enter([Segment(0, 0, 1), Segment(1, 1, 2)], [40, 60])
     x = torch.randn(100, 5, dtype=torch.float64, requires_grad=True)
     results = []
-    for sink in (None, Arena({"layer": layer}, [], 2)):
+    for sink in (None, Arena([layer], [], 2)):
         layer.routing.sink = sink
         if sink is not None:
             sink.clear()

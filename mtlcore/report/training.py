@@ -1,0 +1,393 @@
+"""The parts about training: curves, weights, rows, conflicts between tasks, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from mtlcore.report import charts
+from mtlcore.report.blocks import Cell, Charts, Figure, Missing, Part, Table, Words
+from mtlcore.report.charts import finite
+from mtlcore.report.files import RunFiles, mapping, sequence
+from mtlcore.report.text import MINUS, NOTHING, duration, number, percent
+
+MOST_MEANS = 6
+"""More tasks than these are not listed in a sentence."""
+
+Curves = dict[str, list[tuple[Any, Any]]]
+
+
+def over_steps(files: RunFiles, key: str) -> Curves:
+    """One curve per task of what step lines have under a key."""
+    found: Curves = {}
+    for line in files.steps:
+        for name, value in mapping(line.get(key)).items():
+            found.setdefault(str(name), []).append((line["step"], value))
+    return found
+
+
+def evaluation_keys(files: RunFiles) -> dict[str, tuple[str, str]]:
+    """Key of an evaluation line -> (task, metric). A task name may hold underscores."""
+    tasks = sorted(files.tasks, key=len, reverse=True)
+    found: dict[str, tuple[str, str]] = {}
+    for line in files.evaluations:
+        for key in line:
+            task = next((t for t in tasks if key.startswith(f"eval_{t}_")), None)
+            if task is not None and key not in found:
+                found[key] = (task, key[len(f"eval_{task}_") :])
+    return found
+
+
+def _curve(files: RunFiles, key: str) -> list[tuple[Any, Any]]:
+    return [(line["step"], line[key]) for line in files.evaluations if key in line]
+
+
+def _thinned(curves: Curves, points_at_most: int) -> tuple[Curves, str]:
+    """Long curves as means over buckets, and the words that say so."""
+    found: Curves = {}
+    most = 1
+    for name, points in curves.items():
+        drawable = [(x, y) for x, y in points if finite(y) is not None]
+        if len(drawable) > points_at_most:
+            found[name], size = charts.thinned(drawable, points_at_most)
+            most = max(most, size)
+        else:
+            found[name] = points
+    return found, f"Each point is the mean of {most} logged steps." if most > 1 else ""
+
+
+def _figure(
+    files: RunFiles,
+    title: str,
+    curves: Curves,
+    y_label: str,
+    note: str = "",
+    points: int = charts.MOST_POINTS,
+) -> Figure:
+    thin, caption = _thinned(curves, points)
+    svg = charts.lines(
+        title,
+        thin,
+        x_label="step",
+        y_label=y_label,
+        marks=files.stage_starts,
+        strong="overall",
+        colours=files.colours if curves.keys() & files.colours.keys() else None,
+    )
+    return Figure(title, svg, " ".join(filter(None, (note, caption))))
+
+
+# -- curves ----------------------------------------------------------------------------------------
+
+
+def curves_part(files: RunFiles) -> Part | Missing:
+    """Losses and scores over the steps."""
+    figures = []
+    if losses := over_steps(files, "losses"):
+        figures.append(_figure(files, "Training loss", losses, "loss per target token"))
+    if files.evaluations:
+        keys = evaluation_keys(files)
+        eval_losses = {t: _curve(files, k) for k, (t, metric) in keys.items() if metric == "loss"}
+        if eval_losses:
+            figures.append(_figure(files, "Evaluation loss", eval_losses, "loss per target token"))
+        figures += _metric_figures(files, keys)
+    if not figures:
+        return Missing("Curves", "metrics.jsonl holds no step", "mtlcore train RECIPE")
+    rates = [(line["step"], line.get("learning_rate")) for line in files.steps]
+    if any(finite(rate) is not None for _, rate in rates):
+        figures.append(_figure(files, "Learning rate", {"rate": rates}, "learning rate"))
+    part = Part("Curves", [Charts(figures)])
+    if files.stage_starts:
+        names = ", ".join(files.stage_starts)
+        part.blocks.insert(0, Words(f"Stages, marked where they begin: {names}."))
+    if not files.evaluations:
+        text = "The eval split was not scored during training: set training.eval_steps."
+        part.blocks.append(Words(text, "quiet"))
+    return part
+
+
+def _metric_figures(files: RunFiles, keys: Mapping[str, tuple[str, str]]) -> list[Figure]:
+    """The primary metrics that lie in 0 to 1 in one chart, with the overall score; others apart."""
+    primary: dict[str, tuple[str, str]] = {}  # task -> (key, metric)
+    for task in files.tasks:
+        own = {metric: key for key, (t, metric) in keys.items() if t == task and metric != "loss"}
+        own = {m: k for m, k in own.items() if not m.endswith(("_low", "_high"))}
+        named = [name for name in files.metrics_of(task) if name in own] or list(own)
+        if named:
+            primary[task] = (own[named[0]], named[0])
+    panels: dict[str, Curves] = {}
+    for task, (key, metric) in primary.items():
+        curve = _curve(files, key)
+        values = [value for _, y in curve if (value := finite(y)) is not None]
+        within = all(0 <= value <= 1 for value in values)
+        panels.setdefault("" if within else metric, {})[task] = curve
+    if overall := _curve(files, "eval_overall"):
+        panels = {"": {}} | panels
+        panels[""]["overall"] = overall
+    figures = []
+    for metric, curves in panels.items():
+        title = f"Evaluation score: {metric}" if metric else "Evaluation scores"
+        used = {primary[task][1] for task in curves if task in primary}
+        note = "" if metric else "Metrics: " + ", ".join(sorted(used)) + "." if used else ""
+        figures.append(_figure(files, title, curves, metric or "primary metric", note))
+    return figures
+
+
+# -- weights, rows, tokens -------------------------------------------------------------------------
+
+
+def weights_part(files: RunFiles) -> Part | Missing:
+    """Task weights, gradient norms and penalties over the steps."""
+    weights = _weights(files)
+    if not weights:
+        return Missing("Task weights", "metrics.jsonl holds no weights", "mtlcore train RECIPE")
+    name = _component(files, "weighting")
+    values = {finite(y) for points in weights.values() for _, y in points} - {None}
+    blocks: list[Any] = []
+    if len(values) == 1:
+        value = number(next(iter(values)))
+        blocks.append(Words(f"{name} gave every task the weight {value} in every logged step."))
+    elif values:
+        means = {
+            task: [y for _, raw in points if (y := finite(raw)) is not None]
+            for task, points in weights.items()
+        }
+        shown = ", ".join(f"{t} {number(sum(v) / len(v))}" for t, v in means.items() if v)
+        few = len(means) <= MOST_MEANS
+        said = f"; means over the logged steps: {shown}" if few else ""
+        blocks.append(Words(f"Weights by {name}{said}."))
+    figures = []
+    if len(values) > 1:
+        figures.append(_figure(files, f"Task weights ({name})", weights, "weight"))
+    if norms := over_steps(files, "grad_norms"):
+        figures.append(_figure(files, "Gradient norms", norms, "norm before clipping"))
+    penalties = over_steps(files, "penalties")
+    if penalties:
+        figures.append(_figure(files, "Penalties", penalties, "penalty"))
+    blocks.append(Charts(figures))
+    return Part("Task weights over time", blocks)
+
+
+def _weights(files: RunFiles) -> Curves:
+    """Weights over the steps; a task without rows in a step has none, whatever was logged."""
+    present = {line["step"]: mapping(line["losses"]).keys() for line in files.steps}
+    return {
+        task: [(step, weight if task in present[step] else None) for step, weight in points]
+        for task, points in over_steps(files, "weights").items()
+    }
+
+
+def rows_part(files: RunFiles) -> Part | None:
+    """How the batches were mixed."""
+    rows, tokens = totals(files, "rows"), totals(files, "tokens")
+    if not rows:
+        return None
+    all_rows, all_tokens = sum(rows.values()) or 1, sum(tokens.values()) or 1
+    labels = list(rows)
+    title = "Share of rows and tokens"
+    figure = charts.bars(
+        title,
+        labels,
+        {
+            "rows": [100 * rows[task] / all_rows for task in labels],
+            "tokens": [100 * tokens.get(task, 0) / all_tokens for task in labels],
+        },
+        x_label="percent",
+        unit="%",
+    )
+    shares: Curves = {}
+    for line in files.steps:
+        found = {t: finite(v) or 0.0 for t, v in mapping(line.get("rows")).items()}
+        whole = sum(found.values())
+        for task, count in found.items():
+            shares.setdefault(str(task), []).append(
+                (line["step"], 100 * count / whole if whole else None)
+            )
+    return Part(
+        "Rows and tokens by task",
+        [
+            Words(f"Rows are drawn by {_component(files, 'sampling')}. {_basis(files)}".strip()),
+            Charts(
+                [
+                    Figure(title, figure),
+                    # a step has few rows: only means over many steps show how they are mixed
+                    _figure(files, "Share of rows over the steps", shares, "percent", points=20),
+                ]
+            ),
+        ],
+    )
+
+
+def _component(files: RunFiles, key: str) -> str:
+    spec = files.recipe.get(key)
+    return str((spec.get("name") if isinstance(spec, dict) else spec) or f"the {key}")
+
+
+# -- conflicts -------------------------------------------------------------------------------------
+
+
+def affinity_part(files: RunFiles) -> Part | Missing:
+    """Which tasks pull together and which against each other."""
+    found = files.affinity
+    names = [str(name) for name in sequence(found.get("tasks"))]
+    if not names:
+        return Missing(
+            "Conflicts and affinities of tasks",
+            "the recipe observes no gradients; add `monitoring: [affinity]`",
+            "mtlcore train RECIPE monitoring='[affinity]'",
+        )
+    figures = [
+        Figure(title, svg, caption)
+        for key, title, caption, worse, limit in MAPS
+        if (svg := _map(names, found.get(key), title, worse=worse, limit=limit)) is not None
+    ]
+    steps = found.get("steps")
+    said = f"Measured over {number(steps)} steps. " if isinstance(steps, int) else ""
+    return Part(
+        "Conflicts and affinities of tasks",
+        [
+            Words(
+                said + "A step is a conflict of two tasks if their gradients point away from each "
+                "other (negative cosine)."
+            ),
+            Charts(figures),
+        ],
+    )
+
+
+MAPS = (
+    ("cosine", "Mean cosine of gradients", f"1: same direction, {MINUS}1: opposite.", False, 1.0),
+    (
+        "conflict",
+        "Share of steps in conflict",
+        "0: never, 1: in every step.",
+        True,
+        1.0,
+    ),
+    (
+        "affinity",
+        "First-order affinity",
+        "Row helps (blue) or harms (orange) column: relative change of the column's loss by a "
+        "step on the row's gradient.",
+        False,
+        None,
+    ),
+)
+
+
+def _map(
+    names: list[str], values: Any, title: str, *, worse: bool, limit: float | None
+) -> Markup | None:
+    # A task's own cell is 1, 0 or so large that the others pale: it is left out.
+    rows = [
+        [None if at == row else value for at, value in enumerate(sequence(line))]
+        for row, line in enumerate(sequence(values))
+    ]
+    if not any(rows):
+        return None
+    return charts.heatmap(title, names, names, rows, worse=worse, limit=limit)
+
+
+# -- cost ------------------------------------------------------------------------------------------
+
+
+def totals(files: RunFiles, key: str) -> dict[str, float]:
+    """Sums by task: the exact ones of result.json, else scaled up from the logged steps."""
+    exact = mapping(mapping(files.result.get("totals")).get(key))
+    if exact:
+        return {str(t): v for t, value in exact.items() if (v := finite(value)) is not None}
+    found: dict[str, float] = {}
+    for line in files.steps:
+        for task, value in mapping(line.get(key)).items():
+            found[str(task)] = found.get(str(task), 0.0) + (finite(value) or 0.0)
+    factor = _steps_per_line(files)
+    return {task: value * factor for task, value in found.items()}
+
+
+def total_seconds(files: RunFiles) -> float | None:
+    """Seconds of all training steps."""
+    exact = finite(mapping(files.result.get("totals")).get("seconds"))
+    if exact is not None:
+        return exact
+    found = [s for line in files.steps if (s := finite(line.get("seconds"))) is not None]
+    return sum(found) * _steps_per_line(files) if found else None
+
+
+def last_step(files: RunFiles) -> int:
+    """The optimizer steps of the run, as far as the files tell."""
+    steps = [files.result.get("step"), *(line["step"] for line in files.steps[-1:])]
+    return int(max((v for step in steps if (v := finite(step)) is not None), default=0))
+
+
+def _steps_per_line(files: RunFiles) -> float:
+    return last_step(files) / len(files.steps) if files.steps else 1.0
+
+
+def _basis(files: RunFiles) -> str:
+    """Where the sums come from, if they are estimates."""
+    if mapping(files.result.get("totals")) or _steps_per_line(files) <= 1:
+        return ""
+    return (
+        f"Sums are estimated from the {number(len(files.steps))} of {number(last_step(files))} "
+        "steps that were logged."
+    )
+
+
+def cost_part(files: RunFiles) -> Part | None:
+    """Rows, tokens, seconds and memory by task."""
+    rows, tokens = totals(files, "rows"), totals(files, "tokens")
+    seconds = totals(files, "task_seconds")
+    if not tokens and not seconds:
+        return None
+    peaks = mapping(mapping(files.result.get("totals")).get("task_peak_memory_mb"))
+    peaks = peaks or mapping(files.steps[-1].get("task_peak_memory_mb") if files.steps else None)
+    all_seconds = total_seconds(files)
+    table: list[list[Cell | str]] = [
+        [
+            Cell(task),
+            number(round(rows.get(task, 0))),
+            number(round(tokens.get(task, 0))),
+            duration(seconds.get(task)),
+            percent(100 * seconds.get(task, 0.0) / all_seconds) if all_seconds else NOTHING,
+            _memory(peaks.get(task)),
+        ]
+        for task in tokens or seconds
+    ]
+    peak = max((v for x in peaks.values() if (v := finite(x)) is not None), default=None)
+    table.append(
+        [
+            Cell("all tasks"),
+            number(round(sum(rows.values()))),
+            number(round(sum(tokens.values()))),
+            duration(all_seconds),
+            "",
+            _memory(peak),
+        ]
+    )
+    speed = ""
+    if all_seconds and tokens:
+        speed = f"{number(round(sum(tokens.values()) / all_seconds))} tokens per second. "
+    return Part(
+        "Cost",
+        [
+            Words(
+                f"{speed}The tasks are trained in one pass: a step's time is shared out by tokens. "
+                "Peak memory is that of the steps that held rows of the task (on a CPU: of the "
+                f"process). {_basis(files)}".strip()
+            ),
+            Table(
+                "Training cost by task, evaluations left out",
+                ["task", "rows", "tokens", "time", "share", "peak memory"],
+                table,
+            ),
+        ],
+    )
+
+
+def _memory(megabytes: Any) -> str:
+    value = finite(megabytes)
+    if value is None:
+        return number(None)
+    return f"{number(value / 1024)} GiB" if value >= 1024 else f"{value:.0f} MiB"

@@ -1,0 +1,147 @@
+"""The head of the page: what came out, in words and a few numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtlcore.report.blocks import Card, Tone
+from mtlcore.report.charts import finite
+from mtlcore.report.files import RunFiles, mapping
+from mtlcore.report.results import Gain, gains, name_of, others
+from mtlcore.report.rows import latest_findings, status
+from mtlcore.report.text import duration, number, percent, span
+from mtlcore.report.training import last_step, total_seconds, totals
+
+
+def cards(files: RunFiles) -> list[Card]:
+    """Headline numbers; one that was not measured says so."""
+    return [_overall_card(files), _gain_card(files), _audit_card(files), _cost_card(files)]
+
+
+def _overall(files: RunFiles) -> tuple[float | None, str, dict[str, Any]]:
+    """The overall score, the split it is of, and its interval."""
+    if files.split is not None:
+        scores = files.scores[files.split]
+        if (value := finite(scores.get("overall"))) is not None:
+            return value, files.split, mapping(scores.get("overall_interval"))
+    for line in reversed(files.evaluations):
+        if (value := finite(line.get("eval_overall"))) is not None:
+            return value, f"eval at step {number(line['step'])}", {}
+    return None, "", {}
+
+
+def _overall_card(files: RunFiles) -> Card:
+    value, split, interval = _overall(files)
+    if value is None:
+        return Card("Overall score", "not measured", files.command("evaluate"), "quiet")
+    within = span(interval.get("low"), interval.get("high"))
+    detail = f"{within} (95%), " if within else ""
+    return Card("Overall score", number(value), f"{detail}{split}; 0 is worst, 1 is best")
+
+
+def _gain_card(files: RunFiles) -> Card:
+    found = others(files)
+    if not found:
+        return Card("Gain, delta_m", "not measured", files.command("baseline"), "quiet")
+    delta = finite(found[0].get("delta_m"))
+    interval = mapping(found[0].get("delta_m_interval"))
+    within = span(interval.get("low"), interval.get("high"), in_percent=True)
+    detail = f"{within} (95%), " if within else ""
+    low, high = finite(interval.get("low")), finite(interval.get("high"))
+    sure = low is not None and high is not None and (low > 0 or high < 0)
+    tone: Tone = "" if not delta or not sure else "good" if delta > 0 else "bad"
+    shown = percent(delta, signed=True) if delta is not None else "undefined"
+    detail += f"over {name_of(found[0])}; positive is better"
+    return Card("Gain, delta_m", shown, detail, tone)
+
+
+def _audit_card(files: RunFiles) -> Card:
+    findings = latest_findings(files)
+    if not findings:
+        return Card("Audits", "not measured", files.command("audit", "--auditor NAME"), "quiet")
+    failed = [finding for finding in findings if finding.get("failed")]
+    total = len(findings)
+    if not failed:
+        passed = sum(status(finding).tone == "good" for finding in findings)
+        if not passed:
+            return Card("Audits", "too few rows", f"in all {total} findings", "warn")
+        detail = "no finding beyond its limit" if passed == total else "the others had too few rows"
+        tone: Tone = "good" if passed == total else "warn"
+        return Card("Audits", f"{passed} of {total} passed", detail, tone)
+    names = ", ".join(dict.fromkeys(f"{f.get('name')} ({f.get('task')})" for f in failed))
+    return Card("Audits", f"{len(failed)} of {total} failed", names, "bad")
+
+
+def _cost_card(files: RunFiles) -> Card:
+    step, seconds = last_step(files), total_seconds(files)
+    if not step:
+        return Card("Training", "no steps", "", "quiet")
+    tokens = sum(totals(files, "tokens").values())
+    parts = [duration(seconds) if seconds is not None else "", f"{number(round(tokens))} tokens"]
+    return Card("Training", f"{number(step)} steps", ", ".join(filter(None, parts)))
+
+
+def sentences(files: RunFiles) -> list[str]:
+    """The verdict: score, gains, audits."""
+    return [text for text in (_score_words(files), _gain_words(files), _audit_words(files)) if text]
+
+
+def _score_words(files: RunFiles) -> str:
+    value, split, interval = _overall(files)
+    if value is None:
+        return "The run was not scored yet."
+    roles = [files.task_recipe(task).get("role") for task in files.tasks]
+    count = sum(role != "auxiliary" for role in roles) or len(roles)
+    within = span(interval.get("low"), interval.get("high"))
+    text = f"The overall score on {split} is {number(value)}"
+    text += f" (95% interval {within})" if within else ""
+    spec = files.recipe.get("overall")
+    name = spec.get("name") if isinstance(spec, dict) else spec
+    how = f", the {str(name).replace('_', ' ')} of" if name else " over"
+    main = "main tasks" if count < len(roles) else "tasks"
+    return f"{text}{how} {count} {main}." if count != 1 else f"{text}, for one task."
+
+
+def _gain_words(files: RunFiles) -> str:
+    found = others(files)
+    if not found:
+        return ""
+    other = found[0]
+    delta = finite(other.get("delta_m"))
+    by_task = gains(other)
+    if delta is None:
+        text = f"Against {name_of(other)}, no relative gain is defined."
+    else:
+        word = "gains" if delta > 0 else "loses" if delta < 0 else "gains or loses"
+        text = f"Against {name_of(other)} it {word} {percent(abs(delta))} on average."
+    groups = {
+        "Gained": [g for g in by_task if g.verdict == "gained"],
+        "Lost": [g for g in by_task if g.verdict == "lost"],
+        "No clear difference": [g for g in by_task if g.verdict == "no clear difference"],
+        "Without an interval": [g for g in by_task if g.verdict == "no interval"],
+    }
+    told = [f"{word}: {_list(group)}." for word, group in groups.items() if group]
+    return " ".join([text, *told])
+
+
+def _list(group: list[Gain]) -> str:
+    return ", ".join(
+        gain.task + (f" ({percent(gain.percent, signed=True)})" if gain.percent is not None else "")
+        for gain in group
+    )
+
+
+def _audit_words(files: RunFiles) -> str:
+    findings = latest_findings(files)
+    failed = [finding for finding in findings if finding.get("failed")]
+    if not findings:
+        return ""
+    if not failed:
+        few = sum(status(finding).tone == "warn" for finding in findings)
+        if few == len(findings):
+            return "The audits had too few rows to tell anything."
+        also = f", {few} of them with too few rows to tell" if few else ""
+        return f"No audit failed ({len(findings)} findings{also})."
+    return f"{len(failed)} of {len(findings)} audit findings failed: " + "; ".join(
+        f"{f.get('name')} on {f.get('task')}" for f in failed
+    )
