@@ -109,6 +109,7 @@ class Trainer:
         self.stages = plan_stages(run)
         self.last_weights = [1.0 / len(run.tasks)] * len(run.tasks)
         self.had_effect = False
+        self.saw_several_tasks = False
         self.task_peaks = [0.0] * len(run.tasks)
         self.totals = Totals()
         self.penalties: dict[str, float] = {}
@@ -278,6 +279,7 @@ class Trainer:
         """What the step did, by task name."""
         names = [task.name for task in self.run.tasks]
         gradients = self.gradients
+        self.saw_several_tasks |= len(gradients.present) > 1
         if isinstance(weights, Direction):
             self.had_effect = True
         if isinstance(weights, Tensor):
@@ -433,7 +435,8 @@ class Trainer:
     def _warn_without_effect(self) -> None:
         """A weighting that looked at the tasks and never told them apart did nothing: say so."""
         run = self.run
-        if self.gradients.has_shared and run.weighting.needs != "nothing" and not self.had_effect:
+        weighs = self.gradients.has_shared and run.weighting.needs != "nothing"
+        if weighs and self.saw_several_tasks and not self.had_effect:
             run.note(
                 f"warning: the weighting {run.weighting.name!r} gave all tasks equal weights in "
                 "every step (for a method of gradient conflicts: none was seen); it changed nothing"
@@ -532,6 +535,7 @@ class Trainer:
             "judge": self.judge.state(),
             "last_weights": self.last_weights,
             "had_effect": self.had_effect,
+            "saw_several_tasks": self.saw_several_tasks,
             "totals": asdict(self.totals),
         }
 
@@ -550,6 +554,7 @@ class Trainer:
         self.judge.load_state(state["judge"])
         self.last_weights = list(state["last_weights"])
         self.had_effect = state["had_effect"]
+        self.saw_several_tasks = state["saw_several_tasks"]
         self.totals = Totals(**state["totals"])
 
 

@@ -57,9 +57,10 @@ class Result:
 
     @property
     def moved(self) -> bool:
-        """Whether the quantity moved in the named direction."""
+        """Whether the quantity moved in the named direction, by more than 1% of it."""
         change = self.with_remedy - self.without
-        return change > 0 if self.better == "higher" else change < 0
+        least = 0.01 * max(abs(self.with_remedy), abs(self.without))
+        return change > least if self.better == "higher" else -change > least
 
     @property
     def verdict(self) -> str:
@@ -86,6 +87,17 @@ def row(
         return measure
 
     return add
+
+
+def overall(scores: Scores) -> float:
+    """The overall score."""
+    assert scores.overall is not None
+    return scores.overall
+
+
+def loss(scores: Scores) -> float:
+    """The mean loss of the tasks."""
+    return scores.loss
 
 
 class Tour:
@@ -181,9 +193,17 @@ class Tour:
 
     def overall(self, run: str) -> float:
         """The overall score of a run on its test rows."""
-        overall = self.scores(run).overall
-        assert overall is not None
-        return overall
+        return overall(self.scores(run))
+
+    def mean_of_seeds(
+        self, recipe: str, quantity: Callable[[Scores], float], *overrides: str
+    ) -> float:
+        """What three runs with different seeds give on their test rows, in the mean."""
+        found = []
+        for seed in range(3):
+            runs = self.train(recipe, *overrides, f"training.seed={seed}")
+            found.append(quantity(self.scores(runs)))
+        return sum(found) / len(found)
 
     def weights(self, run: str) -> int:
         """How many weights a run trained."""
