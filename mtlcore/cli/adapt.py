@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
-from mtlcore.cli.train import Overrides, exit_if_audit_failed
+from mtlcore.cli.options import AsJson, Overrides
+from mtlcore.cli.train import exit_if_audit_failed
 
 
 def adapt(
@@ -21,9 +22,10 @@ def adapt(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Default RUN-<new tasks>.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        str | None,
+        typer.Option(metavar="[auto|PATH]", help="Go on from the newest checkpoint, or from PATH."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Teach a finished run new tasks; shows what became of the old ones."""
     from mtlcore.adaptation import FORGETTING
@@ -31,7 +33,12 @@ def adapt(
 
     with only_results_on_stdout():
         found = add_tasks(
-            run, task, overrides or (), max_steps=max_steps, output_dir=output_dir, resume=resume
+            run,
+            task,
+            overrides or (),
+            max_steps=max_steps,
+            output_dir=output_dir,
+            resume=True if resume == "auto" else resume or False,
         )
     result = json.loads((found.folder / FORGETTING).read_text(encoding="utf-8"))
     if as_json:

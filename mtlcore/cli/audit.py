@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
+from mtlcore.cli.options import AsJson, SplitName
 from mtlcore.cli.train import exit_if_audit_failed
 
 if TYPE_CHECKING:
@@ -27,18 +28,15 @@ def audit(
     auditor: Annotated[
         str | None, typer.Option(help="This one, in place of those of the recipe.")
     ] = None,
-    split: Annotated[str, typer.Option(help="test, eval or train.")] = "test",
+    split: SplitName = "test",
     max_rows: Annotated[
         int | None, typer.Option(help="At most so many rows of each task.", min=1)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look for bias in a run's answers; ends with 3 if something is beyond its limit."""
-    from mtlcore.errors import UserError, did_you_mean
+    from mtlcore.errors import UserError
 
-    splits = ("train", "eval", "test")
-    if split not in splits:
-        raise UserError(f"--split {split!r} is none", fix=did_you_mean(split, splits))
     if options and auditor is None:
         raise UserError(f"{options[0]} is an option of no auditor", fix="name it: --auditor NAME")
     given = read_options(options or [])

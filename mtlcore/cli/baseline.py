@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout, warn
-from mtlcore.cli.train import Overrides
+from mtlcore.cli.options import AsJson, Overrides, SplitName, Tasks
 
 
 def baseline(
@@ -17,24 +17,18 @@ def baseline(
         Path, typer.Argument(metavar="RUN|RECIPE", help="The folder of a run, or a YAML file.")
     ],
     overrides: Overrides = None,
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    task: Tasks = None,
     auxiliary: Annotated[
         bool, typer.Option("--auxiliary", help="Baselines of the auxiliary tasks too.")
     ] = False,
-    split: Annotated[str, typer.Option(help="test, eval or train.")] = "test",
+    split: SplitName = "test",
     resume: Annotated[
         str | None,
         typer.Option(metavar="[auto|PATH]", help="Go on from the newest checkpoint, or from PATH."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a single-task adapter for every task, all in one run, and compare with them."""
-    from mtlcore.errors import UserError, did_you_mean
-
-    splits = ("train", "eval", "test")
-    if split not in splits:
-        raise UserError(f"--split {split!r} is none", fix=did_you_mean(split, splits))
-
     from mtlcore.evaluation.baseline import prepare, train
 
     loaded = prepare(source, overrides or (), tasks=task or None, auxiliary=auxiliary)

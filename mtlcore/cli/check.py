@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
-from mtlcore.cli.train import Overrides
+from mtlcore.cli.options import AsJson, Overrides, Tasks
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,7 @@ MOST_LABELS = 20
 def check(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")],
     overrides: Overrides = None,
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    task: Tasks = None,
     column: Annotated[
         list[str] | None, typer.Option(help="Count the groups in this column; repeatable.")
     ] = None,
@@ -31,7 +31,7 @@ def check(
     out: Annotated[
         Path | None, typer.Option(help="Also write the report to this JSON file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at all rows of a recipe before it is trained; loads no model."""
     from rich.console import Console

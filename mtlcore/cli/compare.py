@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout, warn
+from mtlcore.cli.options import AsJson, SplitName, Tasks
 
 
 def compare(
@@ -16,21 +17,15 @@ def compare(
     others: Annotated[
         list[Path], typer.Argument(metavar="OTHER...", help="Runs to compare it with.")
     ],
-    split: Annotated[str, typer.Option(help="test, eval or train.")] = "test",
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    split: SplitName = "test",
+    task: Tasks = None,
     resamples: Annotated[
         int | None,
         typer.Option(help="Bootstrap resamples of the 95% intervals; 0 is none.", min=0),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare runs on the same rows: differences with intervals, and delta_m."""
-    from mtlcore.errors import UserError, did_you_mean
-
-    splits = ("train", "eval", "test")
-    if split not in splits:
-        raise UserError(f"--split {split!r} is none", fix=did_you_mean(split, splits))
-
     from mtlcore.evaluation.compare import compare, table
 
     with only_results_on_stdout():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
-from mtlcore.cli.train import Overrides
+from mtlcore.cli.options import AsJson, Overrides
 
 
 def cv(
@@ -23,7 +23,7 @@ def cv(
         str | None,
         typer.Option(metavar="COLUMN|none", help="Equal shares in all folds; default the label."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Cross-validate a recipe: k runs, mean and standard deviation of every score."""
     from mtlcore.recipe_file import read_recipe

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mtlcore.cli.train import Overrides
+from mtlcore.cli.options import Overrides
 
 
 def demo(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from mtlcore.cli.options import AsJson
 from mtlcore.versions import versions
 
 
-def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def env(as_json: AsJson = False) -> None:
     """Show versions and the machine, for bug reports."""
     facts = environment()
     if as_json:

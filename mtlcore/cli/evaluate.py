@@ -9,25 +9,20 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
+from mtlcore.cli.options import AsJson, SplitName, Tasks
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
-    split: Annotated[str, typer.Option(help="test, eval or train.")] = "test",
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    split: SplitName = "test",
+    task: Tasks = None,
     resamples: Annotated[
         int | None,
         typer.Option(help="Bootstrap resamples of the 95% intervals; 0 is none.", min=0),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score a run, task by task."""
-    from mtlcore.errors import UserError, did_you_mean
-
-    splits = ("train", "eval", "test")
-    if split not in splits:
-        raise UserError(f"--split {split!r} is none", fix=did_you_mean(split, splits))
-
     from mtlcore.api import load
 
     with only_results_on_stdout():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout, warn
+from mtlcore.cli.options import AsJson, SplitName
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -20,7 +21,7 @@ def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     task: Annotated[str, typer.Option(help="The task of the row.")],
     row: Annotated[int, typer.Option(help="Its number in its file, from 0.", min=0)],
-    split: Annotated[str, typer.Option(help="test, eval or train.")] = "test",
+    split: SplitName = "test",
     method: Annotated[
         str, typer.Option(help="integrated_gradients, input_x_gradient or feature_ablation.")
     ] = "integrated_gradients",
@@ -28,15 +29,9 @@ def explain(
         int | None,
         typer.Option(help="Steps of the integral; default as many as it takes.", min=1),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show which tokens of a prompt the answer depends on."""
-    from mtlcore.errors import UserError, did_you_mean
-
-    splits = ("train", "eval", "test")
-    if split not in splits:
-        raise UserError(f"--split {split!r} is none", fix=did_you_mean(split, splits))
-
     from mtlcore.explain import captum, require_method
     from mtlcore.explain import explain as explain_row
 

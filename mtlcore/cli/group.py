@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout, warn
+from mtlcore.cli.options import AsJson
 
 if TYPE_CHECKING:
     from mtlcore.grouping import Grouping
@@ -27,7 +28,7 @@ def group(
         Path | None, typer.Option(metavar="FILE", help="Default plan.yaml in the run's folder.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Group tasks that help each other, and write the recipe part that gives groups adapters."""
     count = _count(groups)

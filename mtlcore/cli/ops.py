@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import typer
 
+from mtlcore.cli.options import AsJson
 
-def ops(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+
+def ops(as_json: AsJson = False) -> None:
     """Show which kernels can run here, and which run unasked."""
     from dataclasses import asdict
 

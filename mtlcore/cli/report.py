@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from mtlcore.cli.options import AsJson
+
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     show: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write one HTML page about a run, from the files in its folder."""
     from mtlcore.report import write_report

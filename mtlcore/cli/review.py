@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
+from mtlcore.cli.options import SplitName, Tasks
 
 
 def review(
@@ -16,8 +17,8 @@ def review(
     against: Annotated[
         str, typer.Option(metavar="OTHER|base", help="Another run, or the untrained model.")
     ] = "base",
-    split: Annotated[str, typer.Option(help="test, eval or train.")] = "test",
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    split: SplitName = "test",
+    task: Tasks = None,
     rows: Annotated[int, typer.Option(help="Rows per task of each kind.")] = 5,
     max_rows: Annotated[
         int | None, typer.Option(help="Answer at most so many rows per task.", min=1)
@@ -25,12 +26,6 @@ def review(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Show outputs before and after training: the worst, best and most changed rows."""
-    from mtlcore.errors import UserError, did_you_mean
-
-    splits = ("train", "eval", "test")
-    if split not in splits:
-        raise UserError(f"--split {split!r} is none", fix=did_you_mean(split, splits))
-
     from mtlcore.evaluation.review import review, table
 
     with only_results_on_stdout():

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from mtlcore.cli.options import AsJson
+
 
 def tour(
     row: Annotated[list[str] | None, typer.Option(help="Only this row; repeatable.")] = None,
     folder: Annotated[Path, typer.Option(help="Made anew: cases and runs.")] = Path("runs/tour"),
     page: Annotated[Path | None, typer.Option(help="Also write the table as Markdown.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show each remedy at work: one command, and what it moved. Ends with 1 if one did not help."""
     from mtlcore.tour.page import markdown

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtlcore.cli.console import print_failure
+from mtlcore.cli.options import Overrides
 
 if TYPE_CHECKING:
     from mtlcore.run import Run
 
 AUDIT_FAILED = 3
 """Exit code of a run that was trained and saved, and then failed an audit."""
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=1e-4"),
-]
 
 
 def train(
