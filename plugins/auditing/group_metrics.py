@@ -299,7 +299,8 @@ class GroupMetrics(Auditor):
         """Of one quantity, or of a rate of several labels: the one that differs most."""
         worst = max(found, key=lambda one: float(one["difference"]))
         difference, groups = worst["difference"], worst["by_group"]
-        low = min(groups, key=lambda group: float(groups[group]["value"]))
+        # The last of equal ones, so that two groups are named where there is no difference.
+        low = min(reversed(list(groups)), key=lambda group: float(groups[group]["value"]))
         high = max(groups, key=lambda group: float(groups[group]["value"]))
         of = "" if worst["label"] is None else f" of {worst['label']!r}"
         p = "" if worst["p"] is None else f", p = {worst['p']:.3g}"

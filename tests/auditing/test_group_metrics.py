@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def audit(rows: Sequence[Prediction], *metrics: Evaluator, **options: Any) -> di
 
 def values(finding: Mapping[str, Any]) -> dict[str, float]:
     return {group: facts["value"] for group, facts in finding["by_group"].items()}
+
+
+def test_equal_groups_are_both_named() -> None:
+    [right, *_] = [row for row in answers(20) if row.choice == row.label]
+    rows = [replace(right, row=row, fields={"group": "ab"[row % 2]}) for row in range(40)]
+    finding = audit(rows, Accuracy())["accuracy"]
+    assert finding.value == 0
+    assert "'a' 1.000 (n = 20), 'b' 1.000 (n = 20)" in finding.message
 
 
 @pytest.mark.parametrize("groups", ["ab", "aabc", "abbbbbb"])
