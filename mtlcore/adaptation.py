@@ -14,7 +14,7 @@ from mtlcore.run import RECIPE, Run, write_json
 
 if TYPE_CHECKING:
     from mtlcore.evaluation.scores import Scores
-    from mtlcore.recipe import Recipe
+    from mtlcore.recipe_file import LoadedRecipe
 
 STAGE = "adapt"
 EPOCHS = 10.0
@@ -42,10 +42,42 @@ def adapt(
     ``key=value`` strings such as ``"replay=reservoir"`` or ``"regularization=[{name: ewc}]"``.
     """
     folder = Path(folder)
+    new = _new_tasks(task)
+    target = Path(output_dir) if output_dir else folder.with_name(f"{folder.name}-{'-'.join(new)}")
+    if resume and (target / RECIPE).is_file():
+        loaded = read_recipe(target / RECIPE, overrides)
+    else:
+        loaded = _recipe(folder, task, new, max_steps, target, overrides)
+    trainer = prepare(loaded, resume=resume)
+    run = trainer.run
+    old = [task.name for task in run.tasks if task.name not in new]
+    before = run.folder / "predictions" / BEFORE / "scores.json"
+    if not (resume and before.is_file()):
+        _score_before(run, old)
+    trainer.train()
+    scores = run.evaluate("test", save_as="test")
+    write_json(run.folder / FORGETTING, forgetting(run, before, scores))
+    return run
+
+
+def _recipe(
+    folder: Path,
+    task: str | Path | Mapping[str, Any],
+    new: list[str],
+    max_steps: int | None,
+    target: Path,
+    overrides: Sequence[str],
+) -> LoadedRecipe:
+    """The old run's recipe with the new tasks, the stage that trains them, and `start`."""
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder} holds no run", fix="give the folder of a run, e.g. runs/demo")
-    new = _new_tasks(task, read_recipe(folder / RECIPE, check_files=False).recipe)
-    target = Path(output_dir) if output_dir else folder.with_name(f"{folder.name}-{'-'.join(new)}")
+    for name in read_recipe(folder / RECIPE, check_files=False).recipe.tasks:
+        if name in new:
+            raise UserError(
+                f"the run has a task {name!r} already",
+                where=str(folder),
+                fix="give the new task another name",
+            )
     stage: dict[str, Any] = {"name": STAGE, "tasks": new}
     stage |= {"max_steps": max_steps} if max_steps else {"num_train_epochs": EPOCHS}
     parts = [folder / RECIPE] if isinstance(task, Mapping) else [folder / RECIPE, task]
@@ -55,19 +87,17 @@ def adapt(
         "stages": [stage],
         "training": {"output_dir": str(target), "max_steps": None},
     }
-    trainer = prepare(recipe_from_mapping(recipe, overrides, over=parts), resume=resume)
-    run = trainer.run
-    old = [task.name for task in run.tasks if task.name not in new]
-    before = run.folder / "predictions" / BEFORE / "scores.json"
-    if not before.is_file():
-        run.evaluate("test", tasks=old, save_as=BEFORE)
-    trainer.train()
-    scores = run.evaluate("test", save_as="test")
-    write_json(run.folder / FORGETTING, forgetting(run, before, scores))
-    return run
+    return recipe_from_mapping(recipe, overrides, over=parts)
 
 
-def _new_tasks(task: str | Path | Mapping[str, Any], before: Recipe) -> list[str]:
+def _score_before(run: Run, old: Sequence[str]) -> None:
+    scored = [task.name for task in run.tasks_with_rows("test") if task.name in old]
+    if not scored:
+        run.note("no old task has eval or test rows: what becomes of them is not measured")
+    run.evaluate("test", tasks=scored, save_as=BEFORE)
+
+
+def _new_tasks(task: str | Path | Mapping[str, Any]) -> list[str]:
     part = dict(task) if isinstance(task, Mapping) else read_part(task)
     where = "the new task" if isinstance(task, Mapping) else str(task)
     tasks = part.pop("tasks", None)
@@ -78,25 +108,19 @@ def _new_tasks(task: str | Path | Mapping[str, Any], before: Recipe) -> list[str
             where=where,
             fix="write `tasks: {name: {train: ..., format: ...}}`; give other keys as key=value",
         )
-    for name in tasks:
-        if name in before.tasks:
-            raise UserError(
-                f"the run has a task {name!r} already",
-                where=where,
-                fix="give the new task another name",
-            )
     return list(tasks)
 
 
 def forgetting(run: Run, before: Path, after: Scores) -> dict[str, Any]:
     """What became of the old tasks: their primary metric (or loss) before and after.
 
-    `change` is after - before, its sign such that positive is better; `mean_change` is the mean
-    over the old tasks: the backward transfer of Lopez-Paz & Ranzato (NeurIPS 2017,
-    https://arxiv.org/abs/1706.08840) for one added stage.
+    `change` is after - before, its sign such that positive is better. `mean_change` is the mean
+    over the old tasks that have a metric, each mapped to 0 .. 1 first: the backward transfer of
+    Lopez-Paz & Ranzato (NeurIPS 2017, https://arxiv.org/abs/1706.08840) for one added stage.
     """
     old = json.loads(before.read_text(encoding="utf-8"))["tasks"]
     rows: dict[str, dict[str, Any]] = {}
+    changes: list[float] = []
     for name, scores in old.items():
         now = after.by_task[name]
         metric = now.primary or "loss"
@@ -109,7 +133,8 @@ def forgetting(run: Run, before: Path, after: Scores) -> dict[str, Any]:
             "after": is_now,
             "change": sign * (is_now - was),
         }
-    changes = [row["change"] for row in rows.values()]
+        if now.primary:
+            changes.append(evaluators[0].normalized(is_now) - evaluators[0].normalized(was))
     return {
         "split": after.split,
         "tasks": rows,

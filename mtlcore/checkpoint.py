@@ -79,6 +79,7 @@ def save(trainer: Trainer) -> Path:
     (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
     if final.exists():  # of this step before its stage ended
         old = final.with_name(f".{final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(final, old)
         os.replace(partial, final)
         shutil.rmtree(old)
@@ -115,10 +116,26 @@ def restore(trainer: Trainer, folder: Path) -> None:
     for key, component in run.components.items():
         component.load_state_dict(saved_states.get(key, {}))
     run.rows_drawn = list(state["rows_drawn"])
+    _require_best(trainer, folder)
     if is_main():
-        _trim_metrics(run)
+        _trim(run, "metrics.jsonl")
+        _trim(run, "audits.jsonl")
         _supersede(run)
     barrier()
+
+
+def _require_best(trainer: Trainer, folder: Path) -> None:
+    """The best checkpoints so far must be there: at the end of the stage it would be too late."""
+    if not trainer.recipe.load_best_model_at_end:
+        return
+    for step in sorted(trainer.judge.best_steps):
+        if not (checkpoint_folder(trainer.run.folder, step) / ADAPTERS).is_file():
+            raise UserError(
+                f"the best checkpoint so far, that of step {step}, is not in {trainer.run.folder}",
+                where=str(folder),
+                fix=f"copy it there from {folder.parent}, resume from a checkpoint that has it, or "
+                "set training.load_best_model_at_end=false",
+            )
 
 
 def component_states(folder: Path) -> dict[str, dict[str, Any]]:
@@ -132,9 +149,9 @@ def component_states(folder: Path) -> dict[str, dict[str, Any]]:
     return states
 
 
-def _trim_metrics(run: Run) -> None:
+def _trim(run: Run, name: str) -> None:
     """Drop the lines of steps after the checkpoint: they are about to be run and written again."""
-    path = run.folder / "metrics.jsonl"
+    path = run.folder / name
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [

@@ -109,6 +109,8 @@ class Gradients:
         slots = self.arena.slots
         for task in self.present:
             mine = [i for i, slot in enumerate(slots) if slot.owner in (None, task)]
+            if not mine:  # all its weights are frozen
+                continue
             grads = torch.autograd.grad(
                 loss_sums[task],
                 [slots[i].parameter for i in mine],
@@ -125,8 +127,7 @@ class Gradients:
         strength. The graph is kept for the losses.
         """
         if self._penalty_arena is None:
-            self._penalty_arena = Arena(self.model.adapter_layers, self.others, self.task_count)
-            self._penalty_arena.clear([1.0] * self.task_count)
+            self._penalty_arena = self._one_row_arena()
         if self.mode == "multi_pass":
             slots = self._penalty_arena.slots
             grads = torch.autograd.grad(
@@ -145,9 +146,17 @@ class Gradients:
         self.model.routing.leave()
         for tensor in (self._loss_sums, self.arena.rows, self.arena.own):
             all_reduce_sum(tensor)
-        if self._penalty_arena is not None:
+        # A penalty may exist on some ranks only, where the batch gives rise to it; all must sum.
+        if all_reduce_sum(torch.tensor(float(self._penalty_arena is not None))).item():
+            self._penalty_arena = self._penalty_arena or self._one_row_arena()
             all_reduce_sum(self._penalty_arena.rows)
             all_reduce_sum(self._penalty_arena.own)
+
+    def _one_row_arena(self) -> Arena:
+        """Memory for one gradient over all rows of a step."""
+        arena = Arena(self.model.adapter_layers, self.others, self.task_count)
+        arena.clear([1.0] * self.task_count)
+        return arena
 
     def mean_losses(self) -> Tensor:
         """[T'] mean losses of the present tasks times their `loss_weight`, float64 on CPU."""

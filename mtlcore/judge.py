@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ class Best:
     def see(self, value: float, step: int, *, greater_is_better: bool) -> bool:
         """Take in an evaluation; True if it is the best so far."""
         sign = 1 if greater_is_better else -1
+        if math.isnan(value):
+            self.stale += 1
+            return False
         if self.value is None or sign * value > sign * self.value:
             self.value, self.step, self.stale = value, step, 0
             return True
@@ -58,7 +62,8 @@ class Judge:
     @property
     def by_loss(self) -> bool:
         """Whether models are judged by losses alone."""
-        return self.metric.endswith("_loss")
+        losses = {f"eval_{name}_loss" for name in self.run.recipe.tasks}
+        return self.metric in {"eval_loss", *losses}
 
     @property
     def judges_stage(self) -> bool:
@@ -104,12 +109,18 @@ class Judge:
     def state(self) -> dict[str, Any]:
         """For checkpoints."""
         return {
+            "metric": self.metric,
             "best": asdict(self.best),
             "tasks": {name: asdict(best) for name, best in self.tasks.items()},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Set what `state` gave; a task whose patience is new starts afresh."""
+        """Set what `state` gave; with another metric, or a new patience, judging starts afresh."""
+        if state["metric"] != self.metric:
+            self.run.note(
+                f"the stage is judged by {self.metric} from now on, not {state['metric']}"
+            )
+            return
         self.best = Best(**state["best"])
         for name, best in state["tasks"].items():
             if name in self.tasks:

@@ -25,7 +25,7 @@ def resolve_paths(document: Document) -> list[FieldProblem]:
         folders = document.place(path).folders
         found = _find(value, folders)
         local = value.startswith(LOCAL_STARTS) or value.lower().endswith(endings)
-        if found is None and local:
+        if found is None and local and path[0] != "start":  # a resumed run needs it no more
             problems.append(FieldProblem(path, f"no such file: {value}", _near(value, folders)))
         elif found is not None and (local or endings == DATA_ENDINGS):
             parent[key] = str(found)

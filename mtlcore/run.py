@@ -264,7 +264,7 @@ class Run:
             self._describe_tasks()
             chosen = [self.task(name) for name in names]
         if tasks is None:
-            chosen = self._tasks_with_rows(chosen, split)
+            chosen = self.tasks_with_rows(split)
         answers: dict[str, list[Prediction]] = {}
         for task in chosen:
             rows = self._rows_of(task, split)
@@ -323,13 +323,13 @@ class Run:
                 file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         return self.findings
 
-    def _tasks_with_rows(self, tasks: Sequence[Task], split: str) -> list[Task]:
+    def tasks_with_rows(self, split: str) -> list[Task]:
         """Those that can be scored on a split; the others are told, and none is an error."""
         splits = (split, "eval") if split == "test" else (split,)
-        found = [t for t in tasks if any(getattr(t, name) is not None for name in splits)]
+        found = [t for t in self.tasks if any(getattr(t, name) is not None for name in splits)]
         if not found:
-            self._rows_of(tasks[0], split)
-        for task in tasks:
+            self._rows_of(self.tasks[0], split)
+        for task in self.tasks:
             if task not in found:
                 self.note(f"task {task.name!r} has no {split} rows and is not scored")
         return found

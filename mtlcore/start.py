@@ -54,7 +54,14 @@ def take_over(run: Run) -> None:
             where="tasks",
             fix="keep the tasks of the start run; a stage need not train them",
         )
-    _require_same_scales(run, before, folder)
+    for name, source_name in start.own_from.items():
+        if name in before.tasks or source_name not in before.tasks:
+            raise UserError(
+                f"own_from maps new tasks to old ones, found {name!r}: {source_name!r}",
+                where="start.own_from",
+                fix=f"new: {', '.join(t.name for t in new)}; old: {', '.join(before.tasks)}",
+            )
+    _require_same_function(run, before, folder)
     saved = checkpoint.read_adapters(place)
     state = run.model.adapter_state()
     of_new = {key for task in new for key in run.model.adapter_state(owner=task.index)}
@@ -118,7 +125,8 @@ def _require_same_model(run: Run, folder: Path) -> None:
         )
 
 
-def _require_same_scales(run: Run, before: Recipe, folder: Path) -> None:
+def _require_same_function(run: Run, before: Recipe, folder: Path) -> None:
+    """Weights mean something else with another scale, activation, pooling or set of members."""
     now, old = run.recipe.lora, before.lora
     ours = (now.lora_alpha / now.r, now.use_rslora)
     theirs = (old.lora_alpha / old.r, old.use_rslora)
@@ -130,13 +138,29 @@ def _require_same_scales(run: Run, before: Recipe, folder: Path) -> None:
             where="lora",
             fix="keep lora as in its recipe.yaml",
         )
+    tasks = run.recipe.tasks
+    changed = [f"tasks.{n}.head" for n, t in before.tasks.items() if tasks[n].head != t.head]
+    if (mine := run.recipe.bottleneck) and (then := before.bottleneck):
+        for key in ("scaling", "non_linearity"):
+            if getattr(mine, key) != getattr(then, key):
+                changed.append(f"bottleneck.{key}")
+    groups = run.recipe.sharing.groups if run.recipe.sharing else {}
+    for name, group in (before.sharing.groups if before.sharing else {}).items():
+        if name in groups and not set(group.tasks) <= set(groups[name].tasks):
+            changed.append(f"sharing.groups.{name}.tasks")
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)} differ from what the adapters of {folder} were trained with",
+            where=changed[0],
+            fix="keep them as in its recipe.yaml",
+        )
 
 
 def _source(run: Run, start: StartRecipe, task: Task, old: list[Task]) -> Task | None:
     """The old task whose own adapter a new one starts from."""
     if task.name in start.own_from:
         return run.task(start.own_from[task.name])
-    has_own = any(run.model.adapter_state(owner=other.index) for other in old)
+    has_own = any(a.owner is not None and a.family != "head" for a in run.model.layout.adapters)
     if not start.nearest or not has_own or task.recipe.head is not None:
         return None
     rows = list(task.train)[:NEAREST_ROWS]
@@ -152,14 +176,15 @@ def _source(run: Run, start: StartRecipe, task: Task, old: list[Task]) -> Task |
 
 
 def _copy_own(run: Run, source: Task, target: Task) -> None:
-    """Copy own adapters by name; what only the source has (a head) is left out."""
+    """Copy own adapters by name, but no head: its labels are those of its task."""
     state = run.model.adapter_state()
-    mine = run.model.adapter_state(owner=target.index)
+    heads = {a.name for a in run.model.layout.adapters if a.family == "head"}
     theirs: dict[str, Tensor] = {
-        key.replace(f":{source.name}", f":{target.name}"): value
+        key.removesuffix(source.name) + target.name: value
         for key, value in run.model.adapter_state(owner=source.index).items()
+        if not any(key.endswith(f".{head}") for head in heads)
     }
-    run.model.load_adapter_state({**state, **{k: v for k, v in theirs.items() if k in mine}})
+    run.model.load_adapter_state({**state, **theirs})
 
 
 def _carry_over(run: Run, place: Path) -> None:

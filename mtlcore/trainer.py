@@ -286,7 +286,8 @@ class Trainer:
             flat = weights if weights.ndim == 1 else weights.mean(0)
             for task, weight in zip(gradients.present, flat.tolist(), strict=True):
                 self.last_weights[task] = weight  # an absent task keeps its last one
-            self.had_effect |= not torch.allclose(weights, weights[..., :1].expand_as(weights))
+            all_alike = torch.allclose(weights, weights[..., :1].expand_as(weights))
+            self.had_effect |= not all_alike or not weights.any()  # 0 for all is an effect too
         penalties, self.penalties = self.penalties, {}
         rows = torch.zeros(len(names), dtype=torch.long)
         for batch in batches:
@@ -322,6 +323,8 @@ class Trainer:
     def train(self) -> None:
         """Train from `run.step` to the end of the last stage."""
         run, recipe = self.run, self.recipe
+        if run.plugins.implements("mtlcore_audit"):
+            run.tasks_with_rows("eval")  # now, not after the training
         run.plugins.hook.mtlcore_run_start(run=run)  # components check their options: no file yet
         if is_main():
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -364,8 +367,10 @@ class Trainer:
     def _go_on(self) -> None:
         """Resumed from the end of a stage: enter the next one, or go on if it got more steps."""
         run, stage = self.run, self.stages[self.stage_index]
-        if run.step < self.stage_start + stage.steps and not self.judge.is_stale():
-            run.note(f"stage {stage.name!r} had ended at step {run.step} and goes on")
+        if run.step < self.stage_start + stage.steps and not self._should_stop():
+            best = self.judge.best.step if self.recipe.load_best_model_at_end else None
+            weights = f", from its best weights, those of step {best}" if best is not None else ""
+            run.note(f"stage {stage.name!r} had ended at step {run.step} and goes on{weights}")
             self.stage_ended = False
         elif self.stage_index + 1 < len(self.stages):
             self.enter_stage(self.stage_index + 1)
@@ -388,7 +393,8 @@ class Trainer:
             if self._due(recipe.eval_steps):
                 self._evaluate(progress)
                 stop = self._should_stop()
-            if due := [a for a in run.auditors if self._due(a.every_n_steps) and run.step < last]:
+            is_end = run.step == last and self.stage_index + 1 == len(self.stages)
+            if due := [a for a in run.auditors if self._due(a.every_n_steps) and not is_end]:
                 self._audit(due)
             if self._due(recipe.save_steps) and run.step < last and not stop:
                 self.save()
@@ -418,7 +424,9 @@ class Trainer:
     def _take_best_weights(self) -> None:
         """Those of the best evaluation; own ones of a task judged by itself: of its own best."""
         run, judge = self.run, self.judge
-        if judge.best.step not in (None, run.step):
+        if judge.best.step is None:
+            run.note(f"stage {run.stage!r} had no evaluation, so it ends with its last weights")
+        elif judge.best.step != run.step:
             checkpoint.load_adapters_of(run, judge.best.step)
             run.note(f"the best model is that of step {judge.best.step}")
         for name, best in judge.tasks.items():
@@ -556,6 +564,8 @@ class Trainer:
         self.had_effect = state["had_effect"]
         self.saw_several_tasks = state["saw_several_tasks"]
         self.totals = Totals(**state["totals"])
+        peaks = self.totals.task_peak_memory_mb
+        self.task_peaks = [peaks.get(task.name, 0.0) for task in self.run.tasks]
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -139,7 +139,7 @@ class EWC(Regularizer):
         """How much each block of the network matters to what was learned."""
         blocks: dict[str, list[Tensor]] = {}
         for name, (importance, _) in (self.coming or self.held).items():
-            blocks.setdefault(block_name(name), []).append(importance.flatten())
+            blocks.setdefault(block_name(name), []).append(importance.flatten().cpu())
         if not blocks:
             return []
         joined = {block: torch.cat(parts) for block, parts in blocks.items()}

@@ -84,9 +84,10 @@ class Coral(Regularizer):
 
 def covariance(states: Tensor) -> Tensor:
     """C [d, d] of rows [n, d], n > 1; in fp32 at least."""
-    states = states.to(torch.promote_types(states.dtype, torch.float32))
-    centred = states - states.mean(0)
-    return centred.t() @ centred / (len(states) - 1)
+    with torch.autocast(states.device.type, enabled=False):
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
+        centred = states - states.mean(0)
+        return centred.t() @ centred / (len(states) - 1)
 
 
 def coral_distance(source: Tensor, target: Tensor) -> Tensor:

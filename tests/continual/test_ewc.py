@@ -229,6 +229,9 @@ def test_frozen_weights_take_no_part() -> None:
         parameter.requires_grad_(name.endswith(".shared"))
     move(run.model, 1)
     penalty(ewc, run).backward()
+    for adapter in run.model.layout.adapters:
+        for parameter in run.model.adapter_parameters(adapter.name):
+            assert (parameter.grad is not None) == (adapter.name == "shared")
     ewc.mtlcore_stage_end(run, "s1")
     assert any("own:task0" in name for name in ewc.coming)
 

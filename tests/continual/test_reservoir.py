@@ -170,7 +170,6 @@ def test_a_start_run_with_a_memory_gives_that_thinned_to_the_budget() -> None:
     assert counts(memory) == {"a": 3, "b": 3}
     assert run.notes == []
     for name, kept in memory.memory.items():
-        assert set(map(id, kept)) <= set(map(id, memory.memory[name]))
         assert all(example in before.memory[name] for example in kept)
 
 
