@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mtlcore
+from mtlcore.adaptation import forgetting
 from mtlcore.errors import UserError
 from mtlcore.model.fingerprint import fingerprint
 from tests.models import backbone
@@ -137,6 +138,58 @@ def test_replay_keeps_the_names_of_the_old_tasks(old_run: Path, tmp_path: Path) 
             assert torch.equal(value, after[name]), "replayed rows do not move frozen weights"
 
 
+def test_scores_before_are_those_of_this_start(old_run: Path, tmp_path: Path) -> None:
+    """Not those that an interrupted first try left behind."""
+    folder = tmp_path / "adapted"
+    left = folder / "predictions" / "before" / "scores.json"
+    left.parent.mkdir(parents=True)
+    left.write_text('{"tasks": {"sentiment": {"accuracy": 0.99, "loss": 1.0}}}')
+    run = mtlcore.adapt(old_run, old_run.parent / "new.yaml", max_steps=1, output_dir=folder)
+    told = json.loads((run.folder / "forgetting.json").read_text())
+    assert told["tasks"]["sentiment"]["before"] != 0.99
+
+
+def test_the_mean_change_is_that_of_scores_from_0_to_1(old_run: Path, tmp_path: Path) -> None:
+    """chrF counts to 100, and must not drown accuracy."""
+    run = mtlcore.adapt(
+        old_run, old_run.parent / "new.yaml", max_steps=1, output_dir=tmp_path / "adapted"
+    )
+    scores = run.evaluate("test")
+    before = tmp_path / "before.json"
+    old = {"sentiment": {"accuracy": 1.0, "loss": 1.0}, "spelling": {"exact_match": 0.5, "loss": 1}}
+    before.write_text(json.dumps({"tasks": old}))
+    run.evaluators["spelling"][0].best = 100.0  # type: ignore[misc]
+    told = forgetting(run, before, scores)
+    changes = [row["change"] for row in told["tasks"].values()]
+    assert told["mean_change"] == pytest.approx((changes[0] + changes[1] / 100) / 2)
+
+
+def test_resume_needs_the_start_run_no_more(old_run: Path, tmp_path: Path) -> None:
+    old, folder = copied(old_run, tmp_path / "old"), tmp_path / "adapted"
+    new = old_run.parent / "new.yaml"
+    whole = final_adapters(mtlcore.adapt(old, new, max_steps=4, output_dir=folder).folder)
+    shutil.rmtree(folder / "checkpoints" / "step-000004")
+    shutil.rmtree(old)
+    run = mtlcore.adapt(old, new, max_steps=4, output_dir=folder, resume=True)
+    resumed = final_adapters(run.folder)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert mtlcore.load(folder).step == 4
+
+
+@pytest.mark.parametrize("name", ["own", "shared_words", "lora_A"])
+def test_own_weights_are_copied_whatever_the_tasks_are_called(
+    name: str, old_run: Path, tmp_path: Path
+) -> None:
+    new = {"tasks": {name: {"train": str(old_run.parent / "spelling.train.jsonl"),
+           "format": {"name": "text"}, "columns": {"text": "text"}}}}  # fmt: skip
+    changes = ["training.learning_rate=1e-12", f"start.own_from={{{name}: sentiment}}"]
+    run = mtlcore.adapt(old_run, new, changes, max_steps=1, output_dir=tmp_path / "adapted")
+    mine = run.model.adapter_state(owner=run.task(name).index)
+    theirs = run.model.adapter_state(owner=run.task("sentiment").index)
+    for one, other in zip(mine.values(), theirs.values(), strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+
+
 # -- bad input ---------------------------------------------------------------------------------
 
 
@@ -160,6 +213,8 @@ def test_another_base_model_is_refused(old_run: Path, tiny_model: Path, tmp_path
         (["lora.lora_alpha=32"], "lora_alpha / r = 2"),
         (["sharing.own=3"], r"this model has|is \["),
         (["sharing.shared=0"], "do not fit this recipe"),
+        (["tasks.sentiment.head=classification"], "tasks.sentiment.head differ"),
+        (["start.own_from={spelling: sentiment}"], "maps new tasks to old ones"),
     ],
 )
 def test_adapters_that_do_not_fit_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 
 import mtlcore
 from mtlcore import checkpoint
-from mtlcore.errors import RecipeError
+from mtlcore.errors import RecipeError, UserError
+from mtlcore.judge import Best
 from mtlcore.recipe_file import read_recipe
 from mtlcore.run import Run
 from mtlcore.trainer import Trainer
@@ -195,3 +197,120 @@ def test_weight_decay_of_a_task_acts_on_its_own_weights(tiny_model: Path, tmp_pa
     decays = {g["name"]: g["weight_decay"] for g in trainer.optimizer.param_groups}
     assert decays["own:spelling"] == 0.5
     assert {decays[name] for name in decays if name != "own:spelling"} == {0.0}
+
+
+# -- what a resumed run does not do twice --------------------------------------------------------
+
+
+def test_a_stage_whose_tasks_all_stopped_is_ended_once(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "stages.py").write_text(LOCAL)
+    tasks = TASKS.replace("    metrics:", "    early_stopping_patience: 1\n    metrics:")
+    training = training_part(
+        tmp_path, max_steps="null", learning_rate=1.0, eval_steps=1, save_steps=1,
+        metric_for_best_model="eval_loss",
+    )  # fmt: skip
+    stages = STAGES.replace("learning_rate: 1e-3", "learning_rate: 1.0").replace(
+        "max_steps: 3", "max_steps: 40", 1
+    )
+    recipe = staged(
+        tmp_path, tiny_model, stages, tasks=tasks, training=training,
+        monitoring="[stages_seen]", plugins="[./stages.py]",
+    )  # fmt: skip
+    run = mtlcore.train(recipe)
+    [monitor] = [c for c in run.components.values() if c.name == "stages_seen"]
+    seen = list(vars(monitor)["seen"])
+    seam = int(seen[1].split()[-1])
+    assert seam < 40, "the case must stop early"
+    for later in checkpoint.checkpoints(run.folder):
+        if checkpoint.step_of(later) > seam:
+            shutil.rmtree(later)
+    resumed = mtlcore.train(recipe, resume=True)
+    [monitor] = [c for c in resumed.components.values() if c.name == "stages_seen"]
+    assert vars(monitor)["seen"] == seen
+    assert not any("goes on" in note for note in resumed.notes)
+
+
+AUDITOR = '''
+from mtlcore.components import Auditor, Finding
+
+class Always(Auditor):
+    """Finds something each time."""
+
+    name = "always"
+    every_n_steps = 2
+
+    def audit(self, run, predictions):
+        return [Finding(self.name, task, 0.0, "") for task in predictions]
+'''
+
+
+def audited_steps(run: Run) -> list[int]:
+    text = (run.folder / "audits.jsonl").read_text()
+    return [json.loads(line)["step"] for line in text.splitlines()]
+
+
+def test_audits_of_steps_that_are_run_again_are_told_once(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "always.py").write_text(AUDITOR)
+    recipe = staged(tmp_path, tiny_model, auditing="[always]", plugins="[./always.py]")
+    run = mtlcore.train(recipe)
+    assert audited_steps(run) == [2, 4, 6]
+    shutil.rmtree(checkpoint.checkpoint_folder(run.folder, 6))
+    shutil.rmtree(checkpoint.checkpoint_folder(run.folder, 4))
+    assert audited_steps(mtlcore.train(recipe, resume=True)) == [2, 4, 6]
+
+
+def test_an_auditor_without_eval_rows_is_refused_before_the_training(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "always.py").write_text(AUDITOR)
+    lines = [line for line in TASKS.splitlines() if "eval:" not in line]
+    tasks = "\n".join(lines).replace("    test:", "    split: {eval: 0.0}\n    test:")
+    recipe = write_tiny_recipe(
+        tmp_path, tiny_model, tasks=tasks, auditing="[always]", plugins="[./always.py]"
+    )
+    with pytest.raises(UserError, match="has no eval rows"):
+        mtlcore.train(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_checkpoint_must_be_there_to_resume(tiny_model: Path, tmp_path: Path) -> None:
+    training = training_part(
+        tmp_path, eval_steps=1, save_steps=1, learning_rate=0.3, load_best_model_at_end="true",
+        metric_for_best_model="eval_loss", max_steps=4,
+    )  # fmt: skip
+    recipe = write_tiny_recipe(tmp_path, tiny_model, training=training)
+    run = mtlcore.train(recipe)
+    chosen = checkpoint.checkpoint_folder(run.folder, 3)
+    best = json.loads((chosen / "state.json").read_text())["progress"]["judge"]["best"]["step"]
+    shutil.copytree(chosen, tmp_path / "elsewhere" / "step-000003")
+    with pytest.raises(UserError, match=f"the best checkpoint so far, that of step {best}"):
+        mtlcore.train(
+            recipe,
+            [f"training.output_dir={tmp_path / 'other'}"],
+            resume=tmp_path / "elsewhere" / "step-000003",
+        )
+
+
+# -- judging -----------------------------------------------------------------------------------
+
+
+def test_a_value_that_is_no_number_is_never_the_best() -> None:
+    best = Best()
+    assert not best.see(float("nan"), 1, greater_is_better=True)
+    assert best.see(0.5, 2, greater_is_better=True)
+    assert not best.see(float("nan"), 3, greater_is_better=True)
+    assert (best.value, best.step, best.stale) == (0.5, 2, 1)
+
+
+def test_another_metric_judges_afresh(tiny_model: Path, tmp_path: Path) -> None:
+    training = training_part(
+        tmp_path, eval_steps=1, load_best_model_at_end="true", save_steps=1, max_steps=2
+    )
+    recipe = write_tiny_recipe(tmp_path, tiny_model, training=training)
+    mtlcore.train(recipe)
+    changes = ["training.metric_for_best_model=eval_loss", "training.max_steps=4"]
+    run = mtlcore.train(recipe, changes, resume=True)
+    assert any("judged by eval_loss from now on" in note for note in run.notes)
+    result = json.loads((run.folder / "result.json").read_text())
+    assert result["best_step"] > 2
+    assert result["best_value"] > 1, "a loss, not a score"
