@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import mtlcore
-from mtlcore import checkpoint
-from tests.recipes import TASKS, write_tiny_recipe
+from tests.recipes import TASKS, final_adapters, metrics, write_tiny_recipe
 
 SCRIPT = """
 import os
@@ -28,31 +26,23 @@ mtlcore.train(sys.argv[1], ["model.dtype=float64"])
 """
 
 
-@pytest.mark.parametrize("weighting", ["pcgrad", "equal"])
-def test_two_processes_train_as_one(weighting: str, tiny_model: Path, tmp_path: Path) -> None:
-    """With LoRA, bottlenecks and a head; in some steps a task has rows on one process only."""
+def train_both(
+    folder: Path, model: Path, *, total: int = 6, accumulation: int = 1, **parts: str
+) -> tuple[list[list[dict[str, Any]]], list[dict[str, torch.Tensor]]]:
+    """Train with one process and with two -> the lines of both runs, and their final adapters."""
     training = (
         "{{output_dir: {folder}, max_steps: 3, per_device_train_batch_size: {rows}, "
-        "adam_epsilon: 1e-3, logging_steps: 1, max_length: 96}}"
+        "gradient_accumulation_steps: {times}, adam_epsilon: 1e-3, logging_steps: 1, "
+        "max_length: 96}}"
     )
-    parts = {
-        "weighting": weighting,
-        "lora": "{r: 4, lora_alpha: 8}",
-        "bottleneck": "{shared: 3, own: 2}",
-        "sampling": "proportional",
-        "tasks": TASKS.replace(
-            "    metrics: [accuracy", "    head: classification\n    metrics: [accuracy"
-        ),
-    }
     recipes = {}
-    for name, rows in (("one", 6), ("two", 3)):
-        folder = tmp_path / name
-        folder.mkdir()
-        recipes[name] = write_tiny_recipe(
-            folder, tiny_model, training=training.format(folder=folder / "run", rows=rows), **parts
-        )
+    for name, rows, times in (("one", total // accumulation, accumulation), ("two", total // 2, 1)):
+        place = folder / name
+        place.mkdir()
+        keys = training.format(folder=place / "run", rows=rows, times=times)
+        recipes[name] = write_tiny_recipe(place, model, training=keys, **parts)
     mtlcore.train(recipes["one"], ["model.dtype=float64"])
-    script = tmp_path / "script.py"
+    script = folder / "script.py"
     script.write_text(SCRIPT)
     root = str(Path(__file__).parent.parent)
     subprocess.run(
@@ -61,13 +51,29 @@ def test_two_processes_train_as_one(weighting: str, tiny_model: Path, tmp_path: 
         check=True, timeout=300, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    records = [
-        [
-            json.loads(line)
-            for line in (tmp_path / name / "run/metrics.jsonl").read_text().splitlines()
-        ]
-        for name in ("one", "two")
-    ]
+    runs = [folder / name / "run" for name in ("one", "two")]
+    return [metrics(run) for run in runs], [final_adapters(run) for run in runs]
+
+
+def assert_equal(finals: list[dict[str, torch.Tensor]]) -> None:
+    for key, value in finals[0].items():
+        torch.testing.assert_close(value, finals[1][key], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("weighting", ["pcgrad", "equal"])
+def test_two_processes_train_as_one(weighting: str, tiny_model: Path, tmp_path: Path) -> None:
+    """With LoRA, bottlenecks and a head; in some steps a task has rows on one process only."""
+    records, finals = train_both(
+        tmp_path,
+        tiny_model,
+        weighting=weighting,
+        lora="{r: 4, lora_alpha: 8}",
+        bottleneck="{shared: 3, own: 2}",
+        sampling="proportional",
+        tasks=TASKS.replace(
+            "    metrics: [accuracy", "    head: classification\n    metrics: [accuracy"
+        ),
+    )
     alone = False
     for one, two in zip(*records, strict=True):
         assert one["rows"] == two["rows"]
@@ -76,10 +82,20 @@ def test_two_processes_train_as_one(weighting: str, tiny_model: Path, tmp_path: 
         for key in ("losses", "weights", "grad_norms"):
             assert one[key] == pytest.approx(two[key], rel=1e-9)
     assert alone
-    finals = [
-        load_file(checkpoint.checkpoints(tmp_path / name / "run")[-1] / checkpoint.ADAPTERS)
-        for name in ("one", "two")
-    ]
     assert {"head.bias.head:sentiment", "head.weight.head:sentiment"} < finals[0].keys()
-    for key, value in finals[0].items():
-        torch.testing.assert_close(value, finals[1][key], rtol=1e-9, atol=1e-12)
+    assert_equal(finals)
+
+
+def test_a_penalty_on_the_batch_of_one_process_only(tiny_model: Path, tmp_path: Path) -> None:
+    """Two processes are as two micro-batches; in some steps one of them has no pair of tasks."""
+    records, finals = train_both(
+        tmp_path,
+        tiny_model,
+        total=8,
+        accumulation=2,
+        lora="{r: 4, lora_alpha: 8}",
+        sampling="proportional",
+        regularization="[{name: coral, strength: 100.0}]",
+    )
+    assert any("coral" in line["penalties"] for line in records[0])
+    assert_equal(finals)
