@@ -87,13 +87,12 @@ def test_coefficients_equal_those_of_scipy_on_the_gradients_themselves(tasks, sp
 
 
 def torchjd_weights(rows, reg_eps):
-    """TorchJD's weights; its solver is an optional dependency of it."""
-    pytest.importorskip("qpsolvers")
-    pytest.importorskip("quadprog")
-    aggregation = pytest.importorskip("torchjd.aggregation")
-    linalg = pytest.importorskip("torchjd.linalg")
-    projector = linalg.QuadprogProjector(norm_eps=0, reg_eps=reg_eps)
-    return aggregation.UPGradWeighting(projector=projector)(rows @ rows.T)
+    """TorchJD's weights; its solver is an optional dependency of it, which our extra asks for."""
+    from torchjd.aggregation import UPGradWeighting
+    from torchjd.linalg import QuadprogProjector
+
+    projector = QuadprogProjector(norm_eps=0, reg_eps=reg_eps)
+    return UPGradWeighting(projector=projector)(rows @ rows.T)
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 7, 16])
