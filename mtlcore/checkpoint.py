@@ -176,9 +176,26 @@ def _supersede(run: Run) -> None:
 def load_adapters(run: Run, folder: Path) -> dict[str, Any]:
     """Set the adapters and the step of a run from a checkpoint; returns its JSON state."""
     state = read_state(folder)
+    require_base_model(run, folder.parents[1])
     run.model.load_adapter_state(_load_tensors(folder / ADAPTERS))
     run.step = state["step"]
     return state
+
+
+def require_base_model(run: Run, folder: Path) -> None:
+    """Refuse adapters of a run that was trained on another base model, where that is recorded."""
+    try:
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        known = environment["base_model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if known != run.base_fingerprint:
+        raise UserError(
+            f"the base model is not the one that {folder} was trained on: its weights or its "
+            f"configuration changed ({known[:12]} then, {run.base_fingerprint[:12]} now)",
+            where="model.name_or_path",
+            fix="use the same base model; adapters fit no other",
+        )
 
 
 def read_adapters(folder: Path) -> dict[str, Tensor]:

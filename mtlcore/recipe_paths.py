@@ -27,7 +27,7 @@ def resolve_paths(document: Document) -> list[FieldProblem]:
         local = value.startswith(LOCAL_STARTS) or value.lower().endswith(endings)
         if found is None and local and path[0] != "start":  # a resumed run needs it no more
             problems.append(FieldProblem(path, f"no such file: {value}", _near(value, folders)))
-        elif found is not None and (local or endings == DATA_ENDINGS):
+        elif found is not None:
             parent[key] = str(found)
     return problems + _file_in_the_way(document)
 

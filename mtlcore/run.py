@@ -347,6 +347,18 @@ class Run:
             )
         return rows
 
+    def require_metrics_that_fit(self) -> None:
+        """Refuse a metric on labels for a task whose rows have none, before any training."""
+        for task in self.tasks:
+            for evaluator in self.evaluators[task.name]:
+                if evaluator.inputs == "label" and any(row.label is None for row in task.train):
+                    raise UserError(
+                        f"{evaluator.name} compares class labels, and the rows of "
+                        f"{task.name!r} have none",
+                        where=f"tasks.{task.name}.metrics",
+                        fix="use a metric on text (exact_match), or a format with options",
+                    )
+
     def _require_answers(self, task: Task, examples: Sequence[Example]) -> None:
         """Refuse metrics on rows that nothing can be answered to, instead of scoring them 0."""
         if not any(example.options or example.prompt_length for example in examples):
@@ -410,6 +422,11 @@ class Run:
         base = recipes.pop() if len(recipes) == 1 else GenerationRecipe()
         merged = _generation_options(base, options)
         ids = [self.tokenizer(prompt).input_ids for prompt in prompts]
+        for place, (prompt, tokens) in enumerate(zip(prompts, ids, strict=True)):
+            if not tokens:
+                raise UserError(
+                    f"prompt {place} has no tokens: {prompt!r}", fix="give it some text"
+                )
         ids = [i[:-1] if len(i) > 1 and i[-1] == self.tokenizer.eos_token_id else i for i in ids]
         return self.continue_prompts(ids, indices, merged)
 

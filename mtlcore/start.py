@@ -105,24 +105,15 @@ def _start_run(folder: Path, start: StartRecipe) -> tuple[Recipe, Path]:
 
 
 def _require_same_model(run: Run, folder: Path) -> None:
-    import json
-
-    try:
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        known = environment["base_model"]
-    except (OSError, ValueError, KeyError) as error:
+    """As in every load; but here the base model must be known."""
+    environment = folder / "environment.json"
+    if not environment.is_file() or '"base_model"' not in environment.read_text(encoding="utf-8"):
         raise UserError(
-            f"cannot tell which base model {folder} was trained on: {error!r}",
-            where=str(folder / "environment.json"),
+            f"cannot tell which base model {folder} was trained on",
+            where=str(environment),
             fix="give a run whose environment.json has the key base_model",
-        ) from None
-    if known != run.base_fingerprint:
-        raise UserError(
-            f"the base model is not the one that {folder} was trained on: its weights or its "
-            f"configuration changed ({known[:12]} then, {run.base_fingerprint[:12]} now)",
-            where="model.name_or_path",
-            fix="use the same base model; adapters fit no other",
         )
+    checkpoint.require_base_model(run, folder)
 
 
 def _require_same_function(run: Run, before: Recipe, folder: Path) -> None:

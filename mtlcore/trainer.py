@@ -323,6 +323,7 @@ class Trainer:
     def train(self) -> None:
         """Train from `run.step` to the end of the last stage."""
         run, recipe = self.run, self.recipe
+        run.require_metrics_that_fit()
         if run.plugins.implements("mtlcore_audit"):
             run.tasks_with_rows("eval")  # now, not after the training
         run.plugins.hook.mtlcore_run_start(run=run)  # components check their options: no file yet

@@ -528,3 +528,10 @@ def test_recipes_of_python_read_back_equal(tmp_path: Path) -> None:
     assert read_recipe(tmp_path / "recipe.yaml").recipe == recipe
     with pytest.raises(RecipeError, match=r"recipe, tasks\.a\.trai: unknown key `trai`"):
         recipe_from_mapping({"model": "tiny", "tasks": {"a": {"trai": "imdb", "format": "text"}}})
+
+
+def test_a_model_folder_beside_the_recipe_wins_over_the_hub(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "gpt2").mkdir()
+    found = read(GOOD.replace("tiny", "gpt2"), write).recipe.model.name_or_path
+    assert Path(found) == tmp_path / "gpt2"
+    assert read(GOOD.replace("tiny", "elsewhere"), write).recipe.model.name_or_path == "elsewhere"

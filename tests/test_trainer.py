@@ -14,11 +14,12 @@ import torch
 import mtlcore
 from mtlcore import checkpoint
 from mtlcore.data.batches import plan_rows
+from mtlcore.demo.tiny import make_tiny_model
 from mtlcore.errors import MtlcoreError, UserError
 from mtlcore.recipe_file import read_recipe
 from mtlcore.run import Run
 from mtlcore.trainer import Trainer
-from tests.recipes import final_adapters, metrics, training_part, write_tiny_recipe
+from tests.recipes import TASKS, final_adapters, metrics, training_part, write_tiny_recipe
 
 WEIGHTINGS = ["pcgrad", "equal", "uncertainty"]
 
@@ -460,3 +461,29 @@ def test_a_direction_needs_the_rows(tiny_model: Path, tmp_path: Path) -> None:
     recipe = write_tiny_recipe(tmp_path, tiny_model, weighting="hasty", plugins="[./hasty.py]")
     with pytest.raises(MtlcoreError, match="set needs = 'rows'"):
         mtlcore.train(recipe)
+
+
+def test_a_swapped_base_model_is_refused_by_every_load(tiny_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "base")
+    recipe = write_tiny_recipe(tmp_path, model)
+    run = mtlcore.train(recipe, ["training.max_steps=2"])
+    shutil.rmtree(model)
+    make_tiny_model(model, seed=1)
+    with pytest.raises(UserError, match="base model is not the one"):
+        mtlcore.load(run.folder)
+    with pytest.raises(UserError, match="base model is not the one"):
+        mtlcore.train(recipe, ["training.max_steps=4"], resume=True)
+
+
+def test_a_metric_on_labels_is_refused_before_the_training(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    tasks = TASKS.replace("[exact_match]", "[accuracy]")
+    with pytest.raises(UserError, match="rows of 'spelling' have none"):
+        mtlcore.train(write_tiny_recipe(tmp_path, tiny_model, tasks=tasks))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_without_tokens_is_refused(tiny_run: Path) -> None:
+    with pytest.raises(UserError, match="prompt 1 has no tokens"):
+        mtlcore.load(tiny_run).generate(["Define", ""], "definitions")

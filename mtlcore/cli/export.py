@@ -9,6 +9,8 @@ import typer
 
 from mtlcore.cli.console import only_results_on_stdout
 
+MODEL_FILES = ("config.json", "adapter_config.json", "model.safetensors")
+
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
@@ -20,6 +22,7 @@ def export(
         bool, typer.Option("--merged", help="A full model: the task's, or the shared one.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a model or adapter.")] = False,
 ) -> None:
     """Write stock PEFT adapters, or a full model; without flags the adapters of all tasks."""
     from mtlcore.errors import UserError
@@ -27,6 +30,15 @@ def export(
     if shared and (task or merged):
         other = "--task" if task else "--merged"
         raise UserError(f"--shared and {other} exclude each other", fix="give one of them")
+
+    if out is not None and not force:
+        taken = [name for name in MODEL_FILES if (out / name).is_file()]
+        if taken:
+            raise UserError(
+                f"{out} holds a model or an adapter ({taken[0]})",
+                where="--out",
+                fix="choose another folder, or write over it with --force",
+            )
 
     from mtlcore.api import load
 

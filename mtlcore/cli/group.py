@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def group(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run with `monitoring: [affinity]`.")
+        Path, typer.Argument(metavar="RUN", help="A run trained with the monitor affinity.")
     ],
     groups: Annotated[str, typer.Option(metavar="K|auto", help="How many groups.")] = "auto",
     rank: Annotated[

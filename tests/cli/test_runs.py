@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -155,3 +156,17 @@ def test_export_refuses_contradictions(
     assert (code, out) == (2, "")
     assert err == f"error: --shared and {flags[1]} exclude each other\n  fix: give one of them\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_does_not_overwrite_a_model(
+    cli: CommandLine, tiny_run: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "base")
+    before = contents(model)
+    code, _, err = cli("export", tiny_run, "--merged", "--task", "spelling", "--out", model)
+    assert code == 2
+    assert "holds a model" in err
+    assert contents(model) == before
+    flags = ("--merged", "--task", "spelling", "--out", model, "--force")
+    assert cli("export", tiny_run, *flags)[0] == 0
+    assert contents(model) != before
