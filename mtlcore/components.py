@@ -55,7 +55,10 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of an audit: what was measured, where, and whether it is beyond its limit."""
+    """One result of an audit: what was measured, where, and whether it is beyond its limit.
+
+    `limit` is what it was compared with; None is no limit, so that it could not fail.
+    """
 
     name: str
     task: str
@@ -63,6 +66,7 @@ class Finding:
     message: str
     failed: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
+    limit: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a value that is no number, as with too few rows, is None."""

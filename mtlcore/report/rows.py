@@ -37,23 +37,31 @@ SHORT = 700
 
 
 def latest_findings(files: RunFiles) -> list[dict[str, Any]]:
-    """The last finding of each auditor, task and split, with its split and step."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    """The last finding of each auditor, task and split, with its split and step.
+
+    What was looked at counts too: another column or lexicon is another audit.
+    """
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
     for line in files.audits:
         for finding in sequence(line.get("findings")):
             one = mapping(finding)
             if one:
                 one |= {"split": str(line.get("split", "")), "step": line.get("step")}
-                found[str(one.get("name")), str(one.get("task")), one["split"]] = one
+                details = mapping(one.get("details"))
+                place = (one.get("name"), one.get("task"), one["split"])
+                subject = (details.get("column"), details.get("lexicon"))
+                found[tuple(map(str, (*place, *subject)))] = one
     return list(found.values())
 
 
 def status(finding: Mapping[str, Any]) -> Cell:
-    """failed, too few rows to tell, or passed."""
+    """failed, too few rows to tell, passed, or without a limit that it could be beyond."""
     if finding.get("failed"):
         return Cell("failed", "bad", pill=True)
     if mapping(finding.get("details")).get("enough") is False:
         return Cell("too few rows", "warn", pill=True)
+    if finding.get("limit") is None:
+        return Cell("no limit", "quiet", pill=True)
     return Cell("passed", "good", pill=True)
 
 

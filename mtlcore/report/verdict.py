@@ -60,14 +60,17 @@ def _audit_card(files: RunFiles) -> Card:
     if not findings:
         return Card("Audits", "not measured", files.command("audit", "--auditor NAME"), "quiet")
     failed = [finding for finding in findings if finding.get("failed")]
-    total = len(findings)
+    tones = [status(finding).tone for finding in findings]
+    passed, few, free = (tones.count(tone) for tone in ("good", "warn", "quiet"))
+    total = len(findings) - free
     if not failed:
-        passed = sum(status(finding).tone == "good" for finding in findings)
-        if not passed:
-            return Card("Audits", "too few rows", f"in all {total} findings", "warn")
-        detail = "no finding beyond its limit" if passed == total else "the others had too few rows"
-        tone: Tone = "good" if passed == total else "warn"
-        return Card("Audits", f"{passed} of {total} passed", detail, tone)
+        if few == len(findings):
+            return Card("Audits", "too few rows", f"in all {few} findings", "warn")
+        if not total:
+            return Card("Audits", f"{free} findings", "none has a limit (fail_above)", "quiet")
+        detail = "the others had too few rows" if few else "no finding beyond its limit"
+        detail += f"; {free} without a limit" if free else ""
+        return Card("Audits", f"{passed} of {total} passed", detail, "warn" if few else "good")
     names = ", ".join(dict.fromkeys(f"{f.get('name')} ({f.get('task')})" for f in failed))
     return Card("Audits", f"{len(failed)} of {total} failed", names, "bad")
 
@@ -141,6 +144,8 @@ def _audit_words(files: RunFiles) -> str:
         if few == len(findings):
             return "The audits had too few rows to tell anything."
         also = f", {few} of them with too few rows to tell" if few else ""
+        free = sum(status(finding).tone == "quiet" for finding in findings)
+        also += f", {free} without a limit" if free else ""
         return f"No audit failed ({len(findings)} findings{also})."
     return f"{len(failed)} of {len(findings)} audit findings failed: " + "; ".join(
         f"{f.get('name')} on {f.get('task')}" for f in failed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
@@ -87,6 +87,7 @@ class Counterfactual(Auditor):
         every_n_steps: Count | None = None,
         fail_above: NotNegative | None = None,
     ) -> None:
+        self.lexicon_name = lexicon
         self.lexicon = read_lexicon(lexicon)
         self.names = tasks
         self.rows = rows
@@ -112,7 +113,8 @@ class Counterfactual(Auditor):
         for name, answers in predictions.items():
             if self.names is None or name in self.names:
                 findings += self._of_task(run, run.task(name), answers)
-        return findings
+        named = {"lexicon": self.lexicon_name}
+        return [replace(one, details={**named, **one.details}) for one in findings]
 
     # -- pairs --------------------------------------------------------------------------------
 
@@ -315,6 +317,7 @@ class Counterfactual(Auditor):
             count / n,
             message,
             failed=self.fail_above is not None and count / n > self.fail_above,
+            limit=self.fail_above,
             details={
                 **counts,
                 "enough": True,

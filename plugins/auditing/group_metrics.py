@@ -313,7 +313,8 @@ class GroupMetrics(Auditor):
         if len(found) > 1:
             details["labels"] = {one["label"]: one for one in found}
         failed = limit is not None and difference > limit
-        return Finding(f"{self.name}.{name}", task.name, difference, message, failed, details)
+        title = f"{self.name}.{name}"
+        return Finding(title, task.name, difference, message, failed, details, limit)
 
 
 def _of_evaluator(evaluator: Evaluator) -> Quantity:

@@ -268,6 +268,7 @@ def audits(tasks: Sequence[str]) -> list[dict[str, Any]]:
             "value": value,
             "message": f"{value:.0%} of 120 answers change when women and men are swapped",
             "failed": failed,
+            "limit": 0.1,
             "details": {
                 "enough": True,
                 "n": 120,

@@ -406,6 +406,33 @@ def test_a_task_whose_name_begins_like_another_keeps_its_own_curve(tmp_path: Pat
     assert found["eval_a_b_c_loss"] == ("a_b_c", "loss")
 
 
+def test_another_column_does_not_replace_a_failed_audit(run: Path) -> None:
+    lines = [
+        {
+            "step": 1,
+            "split": "test",
+            "findings": [
+                {
+                    "name": "group_metrics.accuracy", "task": "sentiment", "value": value,
+                    "message": f"by {column}", "failed": failed, "limit": limit,
+                    "details": {"enough": True, "column": column},
+                }
+            ],
+        }
+        for column, value, failed, limit in (
+            ("sex", 0.4, True, 0.1),
+            ("length", 0.01, False, 0.1),
+            ("age", 0.9, False, None),
+        )
+    ]  # fmt: skip
+    write_lines(run / "audits.jsonl", lines)
+    text = Page(render(run)).text
+    for column in ("sex", "length", "age"):
+        assert f"by {column}" in text
+    assert "no limit" in text
+    assert "1 of 3 audit findings failed" in text
+
+
 def test_an_audit_with_too_few_rows_has_not_passed(run: Path) -> None:
     finding = {"name": "group", "task": "spelling", "value": None, "details": {"enough": False}}
     write_lines(run / "audits.jsonl", [{"step": 1, "split": "test", "findings": [finding]}])

@@ -51,5 +51,6 @@ class EmptyAnswers(Auditor):
             share = sum(not answer.output for answer in answers) / len(answers)
             failed = self.fail_above is not None and share > self.fail_above
             message = f"{share:.0%} of the answers are empty"
-            findings.append(Finding(self.name, name, share, message, failed))
+            limit = self.fail_above
+            findings.append(Finding(self.name, name, share, message, failed, limit=limit))
         return findings
