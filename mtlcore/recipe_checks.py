@@ -98,6 +98,14 @@ def _sharing(recipe: Recipe) -> Iterator[FieldProblem]:
                 )
             elif task in members.tasks[:index]:
                 yield FieldProblem((*path, "tasks", index), f"{task!r} stands here twice")
+    for kind in ("shared", "own"):
+        if getattr(sharing, f"{kind}_layers") is not None and not getattr(sharing, kind):
+            yield FieldProblem(
+                ("sharing", f"{kind}_layers"),
+                f"has nothing to act on: sharing.{kind} is 0",
+                f"give sharing.{kind} a rank, or remove it",
+                reads=(("sharing", kind),),
+            )
     narrow = recipe.bottleneck
     if not (sharing.shared or sharing.own or (narrow and (narrow.shared or narrow.own))):
         yield from _without_adapter(recipe, sharing)

@@ -122,6 +122,7 @@ def test_every_task_needs_an_adapter() -> None:
     groups = {"g": {"tasks": ["a"], "r": 4}}
     assert "no adapter for b" in only_problem(sharing={"shared": 0, "groups": groups})
     assert not problems(sharing={"shared": 0, "own": 2})
+    assert "nothing to act on" in only_problem(sharing={"shared": 2, "own_layers": [0]})
     groups["g"]["tasks"] = ["a", "b"]
     assert not problems(sharing={"shared": 0, "groups": groups})
 

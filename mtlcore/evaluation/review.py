@@ -218,7 +218,11 @@ def table(task: str, lines: Sequence[dict[str, Any]]) -> Table:
 
 
 def _short(text: str) -> str:
-    """The two ends of a long text: questions stand last, subjects first."""
+    """The two ends of a long text: questions stand last, subjects first.
+
+    Control characters are written out: rows must not colour the terminal, or worse.
+    """
+    text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
     if len(text) <= SHOWN:
         return text
     return f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"

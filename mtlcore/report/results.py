@@ -105,7 +105,7 @@ def scores_part(files: RunFiles) -> Part | Missing:
     by_task = {name: mapping(found) for name, found in mapping(scores.get("tasks")).items()}
     part = Part("Scores by task", [])
     step = scores.get("step")
-    where = f"Split {files.split}" + (f", weights of step {number(step)}." if step else ".")
+    where = f"Split {files.split}" + (f", after step {number(step)}." if step else ".")
     part.blocks.append(Words(where))
     part.blocks.append(
         _score_table(files, by_task, mapping(scores.get("overall_interval")), scores)

@@ -93,7 +93,9 @@ def _score_words(files: RunFiles) -> str:
     value, split, interval = _overall(files)
     if value is None:
         return "The run was not scored yet."
-    roles = [files.task_recipe(task).get("role") for task in files.tasks]
+    scored = mapping(files.scores[split].get("tasks")) if split in files.scores else {}
+    tasks = [task for task in files.tasks if task in scored] or files.tasks
+    roles = [files.task_recipe(task).get("role") for task in tasks]
     count = sum(role != "auxiliary" for role in roles) or len(roles)
     within = span(interval.get("low"), interval.get("high"))
     text = f"The overall score on {split} is {number(value)}"
@@ -102,7 +104,9 @@ def _score_words(files: RunFiles) -> str:
     name = spec.get("name") if isinstance(spec, dict) else spec
     how = f", the {str(name).replace('_', ' ')} of" if name else " over"
     main = "main tasks" if count < len(roles) else "tasks"
-    return f"{text}{how} {count} {main}." if count != 1 else f"{text}, for one task."
+    text += f"{how} {count} {main}." if count != 1 else ", for one task."
+    left = len(files.tasks) - len(tasks)
+    return f"{text} Tasks not scored: {left}." if left else text
 
 
 def _gain_words(files: RunFiles) -> str:

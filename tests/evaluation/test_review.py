@@ -144,3 +144,7 @@ def test_bad_options_are_refused(run: Path) -> None:
         review.review(run, against=run, max_rows=3)
     with pytest.raises(UserError, match="holds no run"):
         review.review(run, against=run / "nowhere")
+
+
+def test_control_characters_of_rows_do_not_reach_the_terminal() -> None:
+    assert review._short("a\x1b[31mred\nb\tc é") == "a\\x1b[31mred\nb\tc é"
