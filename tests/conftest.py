@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("same cases every time", derandomize=True)
+hypothesis.settings.load_profile("same cases every time")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models: a second thread gains nothing, and its barriers cost tenfold on a busy machine.

@@ -44,7 +44,9 @@ def finite(value: Any) -> float | None:
         found = float(value)
     except OverflowError:
         return None
-    # Beyond 1e300 the difference of two values is no float any more.
+    # Beyond 1e300 the difference of two values is no float any more, below 1e-300 its parts.
+    if abs(found) < 1e-300:
+        return 0.0
     return found if math.isfinite(found) and abs(found) < 1e300 else None
 
 

@@ -7,7 +7,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtlcore.report import charts, palette
@@ -141,6 +141,7 @@ def test_lines_and_points_of_any_values_stay_in_their_frame(
 
 
 @settings(max_examples=60, deadline=None)
+@example(values=[5e-324], signed=False)
 @given(st.lists(st.one_of(st.none(), FLOATS), max_size=8), st.booleans())
 def test_bars_and_intervals_of_any_values_stay_in_their_frame(
     values: list[float | None], signed: bool
