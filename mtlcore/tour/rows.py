@@ -577,7 +577,7 @@ def few_shot(tour: Tour) -> tuple[float, float]:
     path.write_text(json.dumps({"tasks": {"again": new}}), encoding="utf-8")
     losses = []
     for name, nearest in (("fresh", "false"), ("nearest", "true")):
-        flags = ("--task", path.name, "--max-steps", "10", "--output-dir", name)
+        flags = ("--task", path.name, "--max-steps", "3", "--output-dir", name)
         tour.run("adapt", run, *flags, f"start.nearest={nearest}")
         losses.append(tour.scores(name).by_task["again"].loss)
     return losses[0], losses[1]
