@@ -77,13 +77,11 @@ class Totals:
 
     def add(self, record: StepRecord) -> None:
         """Take in one step."""
-        for mine, of_step in (
-            (self.rows, record.rows),
-            (self.tokens, record.tokens),
-            (self.task_seconds, record.task_seconds),
-        ):
-            for name, value in of_step.items():
-                mine[name] = mine.get(name, 0) + value  # type: ignore[assignment]
+        for name in record.rows:
+            self.rows[name] = self.rows.get(name, 0) + record.rows[name]
+            self.tokens[name] = self.tokens.get(name, 0) + record.tokens[name]
+            seconds = record.task_seconds[name]
+            self.task_seconds[name] = self.task_seconds.get(name, 0.0) + seconds
         self.seconds += record.seconds
         self.task_peak_memory_mb = dict(record.task_peak_memory_mb)
 

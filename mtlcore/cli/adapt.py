@@ -15,10 +15,10 @@ from mtlcore.cli.train import exit_if_audit_failed
 
 def adapt(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
-    overrides: Overrides = None,
     task: Annotated[
         Path, typer.Option(metavar="FILE", help="YAML with the new tasks: `tasks: {name: ...}`.")
-    ] = ...,  # type: ignore[assignment]
+    ],
+    overrides: Overrides = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Default RUN-<new tasks>.")] = None,
     resume: Annotated[

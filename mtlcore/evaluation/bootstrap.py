@@ -38,6 +38,9 @@ CHUNK = 2**22
 
 Resamples = int | Literal["auto"]
 
+NO_SCORE = (UserError, ValueError, ArithmeticError, NotImplementedError)
+"""What an evaluator raises for rows that it has no score for."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -95,7 +98,7 @@ def resample(
     for drawn in draws(len(predictions), resamples, *key):
         try:
             scores += evaluator.resample(predictions, drawn)
-        except (UserError, ValueError, ArithmeticError, NotImplementedError):
+        except NO_SCORE:
             scores += [_score_or_nan(evaluator, predictions, row) for row in drawn.tolist()]
     return torch.tensor(scores, dtype=torch.float64)
 
@@ -106,7 +109,7 @@ def _score_or_nan(
     """A draw may lack what a metric needs, e.g. rows of a second class."""
     try:
         return float(evaluator.score([predictions[row] for row in rows]))
-    except (UserError, ValueError, ArithmeticError, NotImplementedError):
+    except NO_SCORE:
         return math.nan
 
 

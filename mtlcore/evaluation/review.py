@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtlcore.errors import UserError
+from mtlcore.evaluation.bootstrap import NO_SCORE
 from mtlcore.evaluation.kept import KeptRun, answers_of
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def row_scores(
             scores = evaluator.row_scores(predictions)
             if scores is None:
                 scores = [float(evaluator.score([row])) for row in predictions]
-        except (UserError, ValueError, ArithmeticError, NotImplementedError):
+        except NO_SCORE:
             pass  # e.g. a correlation, which one row does not have
         else:
             return evaluator.name, scores

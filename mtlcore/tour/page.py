@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 HEAD = """\
 # The tour
 
-<!-- Written by `make tour`; the rows are in mtlcore/tour/rows.py. -->
+<!-- Written by `make tour`; the rows are in mtlcore/tour/rows/. -->
 
 Multi-task tuning has eight troubles, each with three known remedies. `make tour` runs one command
 for each remedy, on a small random model and on data made so that the trouble is there (a planted

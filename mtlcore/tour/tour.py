@@ -228,8 +228,9 @@ class Tour:
 
 def choose(names: Iterable[str]) -> list[Row]:
     """The rows of these names, in order; all without names."""
-    from mtlcore.tour import rows  # noqa: F401  (fills ROWS)
+    from mtlcore.tour.rows import load_rows
 
+    load_rows()
     wanted = list(names)
     known = [row.name for row in ROWS]
     for name in wanted:
