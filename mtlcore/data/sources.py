@@ -112,7 +112,9 @@ def load_rows(source: SourceRecipe, task: str, where: str) -> Rows:
             fix="download the file and name it here",
         )
     looks_local = path.is_absolute() or source.path.startswith((".", "~")) or _ending(path)
-    if looks_local or not HUB_NAME.fullmatch(source.path):
+    # `rows.jsnl` beside rows.jsonl is a misspelt file, and the hub need not be asked for it.
+    near = bool(path.suffix) and _has_near_file(path)
+    if looks_local or near or not HUB_NAME.fullmatch(source.path):
         raise _missing(path, where)
     return _read_hub(source, task, where)
 
@@ -258,6 +260,11 @@ def _refuse_hub_options(source: SourceRecipe, options: Sequence[str], where: str
                 where=f"{where}.{option}",
                 fix=f"take `{option}` away",
             )
+
+
+def _has_near_file(path: Path) -> bool:
+    names = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+    return any(_ending(Path(name)) and nearest(path.name, [name]) for name in names)
 
 
 def _missing(path: Path, where: str) -> UserError:

@@ -232,3 +232,12 @@ def test_a_hub_name_goes_to_datasets_with_all_its_options(monkeypatch: pytest.Mo
     }
     assert rows.fingerprint
     assert rows.line(1) == "glue, row 1"
+
+
+def test_a_misspelt_ending_beside_the_file_is_not_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"rows\.jsnl does not exist(.|\n)*did you mean rows\."):
+        load_rows(SourceRecipe(path="rows.jsnl"), "a", "tasks.a.train")
