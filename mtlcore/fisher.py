@@ -17,8 +17,6 @@ from mtlcore.errors import UserError
 from mtlcore.model.layout import Segment
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from mtlcore.data.batches import Batch
     from mtlcore.data.example import Example
     from mtlcore.losses import Outputs
@@ -205,17 +203,9 @@ def _loss(model: MultiTaskModel, batch: Batch, draw: torch.Generator | None) -> 
     if draw is None:
         loss: Tensor = model(batch).token_losses.sum()
         return loss
-    kept: list[Tensor] = []
-
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        kept.append(output.logits[0])  # [L, V]
-
-    handle = model.backbone.register_forward_hook(keep)
-    try:
-        outputs: Outputs = model(batch)
-    finally:
-        handle.remove()
-    parts = [_drawn_loss(logits, draw) for logits in (*kept, *outputs.head_logits)]
+    outputs: Outputs = model(batch, keep_logits=True)
+    assert outputs.logits is not None
+    parts = [_drawn_loss(logits, draw) for logits in (outputs.logits, *outputs.head_logits)]
     return torch.stack(parts).sum()
 
 

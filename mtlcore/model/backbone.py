@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mtlcore.errors import UserError, did_you_mean
-from mtlcore.losses import Outputs, cross_entropy, sum_by_task
+from mtlcore.losses import Outputs, cross_entropy, linear_cross_entropy, sum_by_task
 from mtlcore.model import attention
 from mtlcore.model.bottleneck import Bottleneck
 from mtlcore.model.heads import POOLINGS, Heads, PromptStates, TaskFacts
@@ -80,6 +80,7 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         facts = tuple(tasks) or (TaskFacts(dropout=lora.lora_dropout),) * len(layout.task_names)
         self.backbone = backbone.requires_grad_(False)
+        self._plain_head = head_gives_logits(backbone)
         self.layout = layout
         self.routing = Routing(layout, dropout=tuple(fact.dropout for fact in facts))
         self.smoothing = tuple(fact.smoothing for fact in facts)
@@ -132,9 +133,10 @@ class MultiTaskModel(nn.Module):
                     fix="name blocks that lora.target_modules reaches",
                 )
         attention.attach(backbone, self.routing)
-        head.register_forward_pre_hook(self._labelled_only)
-        self._wants_hidden = False
+        head.register_forward_pre_hook(self._before_head)
+        self._wants_hidden = self._wants_logits = False
         self._hidden: Tensor | None = None
+        self._labelled: Tensor | None = None
         self.flat = False
         self.flat_problem: str | None = "not tried"
 
@@ -213,11 +215,18 @@ class MultiTaskModel(nn.Module):
                 )
             parameter.copy_(state[name])
 
-    def forward(self, batch: Batch, *, draw: tuple[object, ...] | None = None) -> Outputs:
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        draw: tuple[object, ...] | None = None,
+        keep_logits: bool = False,
+    ) -> Outputs:
         """One pass over a batch of several tasks -> loss sums [T], counts [T], losses [L + H].
 
         `draw` is what dropout masks depend on beside layer and task, e.g. (seed, step,
-        micro-batch, rank). Labels are smoothed in training mode only.
+        micro-batch, rank). Labels are smoothed in training mode only. The logits [L, V] are made
+        piece by piece and dropped, unless `keep_logits` asks for them.
         """
         attention.use_attention(
             self.backbone, attention.FLAT if batch.row_lengths else self.original_attention
@@ -229,35 +238,53 @@ class MultiTaskModel(nn.Module):
             draw=draw,
             true_lengths=batch.true_lengths,
         )
+        head: Any = self.backbone.get_output_embeddings()
         self._wants_hidden = self.keep_pooled or bool(batch.head_rows)
+        self._wants_logits = keep_logits or not self._plain_head or head.weight.requires_grad
         logits = self.backbone(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.attention_mask,
             use_cache=False,  # with a cache, packed rows silently see each other
-        ).logits[0]  # [L, V]
+        ).logits[0]  # [L, V], or [0, V] if the loss is taken in pieces
         hidden, self._hidden = self._hidden, None
+        labelled, self._labelled = self._labelled, None
         pooled: Tensor | None = None
         head_logits: list[Tensor] = []
         if hidden is not None:
             states = PromptStates(hidden, batch)
             pooled = states.mean if self.keep_pooled else None
             head_logits = self._head_logits(states, batch)
-        losses = self._losses([logits, *head_logits], batch)
-        return Outputs(sum_by_task(losses, batch), batch.counts, losses, pooled, tuple(head_logits))
+        losses = self._losses(logits if labelled is None else labelled, head_logits, batch)
+        return Outputs(
+            sum_by_task(losses, batch),
+            batch.counts,
+            losses,
+            pooled,
+            tuple(head_logits),
+            logits if keep_logits else None,
+        )
 
-    def _losses(self, logits: Sequence[Tensor], batch: Batch) -> Tensor:
-        """[L + H] losses of the tokens' logits and of each head segment's, smoothed in training."""
-        sizes = [len(part) for part in logits]
-        labels = batch.labels
-        if batch.head_labels is not None:
-            labels = torch.cat([labels, batch.head_labels])
+    def _losses(self, tokens: Tensor, head_logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        """[L + H] losses of the tokens and of each head segment's rows, smoothed in training.
+
+        tokens: the logits [L, V] of the labelled tokens or, to be taken in pieces, their hidden
+        states [L, d].
+        """
+        sizes = [len(batch.labels), *(len(part) for part in head_logits)]
         shares: Sequence[Tensor | None] = [None] * len(sizes)
         if self.training and any(self.smoothing):
-            of_tasks = torch.tensor(self.smoothing, dtype=torch.float64).to(labels.device)
+            of_tasks = torch.tensor(self.smoothing, dtype=torch.float64).to(tokens.device)
             shares = of_tasks[batch.label_tasks].split(sizes)
-        parts = zip(logits, labels.split(sizes), shares, strict=True)
-        return torch.cat([cross_entropy(*part) for part in parts])
+        if self._wants_logits:
+            found = [cross_entropy(tokens, batch.labels, shares[0])]
+        else:
+            head: Any = self.backbone.get_output_embeddings()
+            found = [linear_cross_entropy(tokens, head.weight, head.bias, batch.labels, shares[0])]
+        if batch.head_labels is not None:
+            labels = batch.head_labels.split(sizes[1:])
+            found += map(cross_entropy, head_logits, labels, shares[1:])
+        return torch.cat(found)
 
     def _head_logits(self, states: PromptStates, batch: Batch) -> list[Tensor]:
         """Logits [n, options] of each segment that a head answers, in the order of the rows."""
@@ -270,14 +297,17 @@ class MultiTaskModel(nn.Module):
                 found.append(self.heads(POOLINGS[pooling](states)[rows], task))
         return found
 
-    def _labelled_only(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Before the head: keep the hidden states whose logits are wanted, [1, L, d]."""
+    def _before_head(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Before the output head: keep the hidden states whose logits are wanted, [1, L, d]."""
+        hidden = args[0]
         if self._wants_hidden:
-            self._hidden, self._wants_hidden = args[0], False
+            self._hidden, self._wants_hidden = hidden, False
         if self.routing.label_index is None:
             return None
-        hidden = args[0]
-        return (hidden.reshape(1, -1, hidden.shape[-1])[:, self.routing.label_index], *args[1:])
+        labelled = hidden.reshape(1, -1, hidden.shape[-1])[:, self.routing.label_index]
+        if not self._wants_logits:
+            self._labelled, labelled = labelled[0], labelled[:, :0]
+        return (labelled, *args[1:])
 
     @torch.no_grad()
     def generate(
@@ -342,6 +372,23 @@ class MultiTaskModel(nn.Module):
         finally:
             self.routing.leave()
             self.train(was_training)
+
+
+@torch.no_grad()
+def head_gives_logits(backbone: PreTrainedModel) -> bool:
+    """Whether a model's logits are what its output head gives: no factor or cap comes after it."""
+    head = backbone.get_output_embeddings()
+    kept: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _, __, output: kept.append(output))
+    try:
+        ids = torch.arange(2, device=head.weight.device)[None]
+        logits: Tensor = backbone(input_ids=ids, use_cache=False).logits
+    except Exception:  # an architecture may fail in any way here; whole logits still serve
+        return False
+    finally:
+        handle.remove()
+    alike = len(kept) == 1 and torch.equal(kept[0].to(logits.dtype), logits)
+    return alike and isinstance(head, nn.Linear)
 
 
 def bottleneck_targets(

@@ -14,7 +14,7 @@ from mtlcore.gradients import Gradients
 from mtlcore.model.layout import SHARED_ONLY, Layout, Routing, Segment
 from mtlcore.model.lora import MultiTaskLora
 from mtlcore.recipe import LoraRecipe, SharingRecipe
-from tests.models import VOCABULARY, backbone, batch_of, examples, multi_task
+from tests.models import backbone, batch_of, examples, multi_task
 
 LENGTHS, TASKS = [6, 3, 8, 5], [0, 0, 1, 2]
 
@@ -216,18 +216,6 @@ def test_stale_segments_are_an_error() -> None:
     layer.routing.leave()
     with pytest.raises(RuntimeError, match="no batch was announced"):
         layer(torch.randn(6, 5, dtype=torch.float64))
-
-
-def test_logits_are_computed_at_labelled_positions_only() -> None:
-    model = multi_task()
-    model.try_flat()
-    widths = []
-    model.backbone.get_output_embeddings().register_forward_hook(
-        lambda _, args, output: widths.append(output.shape)
-    )
-    batch = batch_of(examples(LENGTHS, tasks=TASKS), 3)
-    model(batch)
-    assert widths == [(1, sum(batch.counts), VOCABULARY)]
 
 
 def test_a_broken_regular_expression_is_named() -> None:
