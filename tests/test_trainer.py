@@ -169,8 +169,8 @@ def test_the_best_checkpoint_is_kept_and_loaded(tiny_model: Path, tmp_path: Path
         line["step"]: line["eval_loss"] for line in metrics(run.folder) if "eval_loss" in line
     }
     best = min(losses, key=losses.__getitem__)
-    assert run.step == best
-    assert mtlcore.load(run.folder).step == best
+    assert best < 6, "the last evaluation is the best: this shows nothing"
+    assert run.step == mtlcore.load(run.folder).step == 6
     kept = [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(run.folder)]
     assert set(kept) == {best, 6}
     again = mtlcore.load(run.folder).evaluate("eval", outputs=False, max_rows=4).loss
