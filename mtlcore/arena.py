@@ -59,7 +59,7 @@ class Arena:
     `own` [Q] holds the gradients of what belongs to a single task (adapters, its head), ordered by
     task. Frozen weights have no columns.
 
-    fp32 for half-precision and fp32 weights, fp64 for fp64 weights.
+    fp32 for fp32 weights, fp64 for fp64 weights.
     """
 
     def __init__(

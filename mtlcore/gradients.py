@@ -59,6 +59,15 @@ class Gradients:
         self.mode = "multi_pass" if others or mode == "multi_pass" else "one_pass"
         self.task_count = len(loss_weights)
         self.arena = Arena(model.adapter_layers, others, self.task_count)
+        for slot in self.arena.slots:
+            # Each `.grad` is a view of the arena: clipping and penalties reach it there.
+            if slot.parameter.dtype != self.arena.dtype:
+                raise UserError(
+                    f"{slot.name} is trained in {slot.parameter.dtype}, the others in "
+                    f"{self.arena.dtype}",
+                    where="model.dtype",
+                    fix=f"convert the weight to {self.arena.dtype} before it is trained",
+                )
         self.update = torch.zeros(
             self.arena.shared_size, dtype=self.arena.dtype, device=self.arena.device
         )
@@ -232,7 +241,7 @@ class Gradients:
             else:
                 slot.parameter.grad = None
                 continue
-            slot.parameter.grad = grad.view_as(slot.parameter).to(slot.parameter.dtype)
+            slot.parameter.grad = grad.view_as(slot.parameter)
         self._drop_absent_groups()
 
     def _scope_of(self, count: int) -> Scope:

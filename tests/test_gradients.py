@@ -384,6 +384,17 @@ def test_weights_of_several_tasks_without_a_segment_rule_are_refused_in_one_pass
     torch.testing.assert_close(gradients.rows(), expected)
 
 
+def test_a_trained_weight_whose_gradient_would_be_a_copy_is_refused() -> None:
+    from mtlcore.errors import UserError
+
+    model = multi_task(dtype=torch.float32)
+    norm = model.backbone.model.norm
+    norm.weight.data = norm.weight.data.bfloat16()
+    norm.weight.requires_grad_(True)
+    with pytest.raises(UserError, match=r"norm.weight is trained in torch.bfloat16.*float32"):
+        Gradients(model, [1.0] * 3)
+
+
 # -- LoRA, bottlenecks and heads in one batch ---------------------------------------------------
 
 HEADS: dict[int, Pooling] = {0: "last", 2: "mean"}
