@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout, warn
-from mtlcore.cli.options import AsJson, SplitName, Tasks
+from mtlcore.cli.options import AsJson, Resamples, SplitName, Tasks
 
 
 def compare(
@@ -19,10 +19,7 @@ def compare(
     ],
     split: SplitName = "test",
     task: Tasks = None,
-    resamples: Annotated[
-        int | None,
-        typer.Option(help="Bootstrap resamples of the 95% intervals; 0 is none.", min=0),
-    ] = None,
+    resamples: Resamples = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs on the same rows: differences with intervals, and delta_m."""

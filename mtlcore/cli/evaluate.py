@@ -9,17 +9,14 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
-from mtlcore.cli.options import AsJson, SplitName, Tasks
+from mtlcore.cli.options import AsJson, Resamples, SplitName, Tasks
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     split: SplitName = "test",
     task: Tasks = None,
-    resamples: Annotated[
-        int | None,
-        typer.Option(help="Bootstrap resamples of the 95% intervals; 0 is none.", min=0),
-    ] = None,
+    resamples: Resamples = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a run, task by task."""

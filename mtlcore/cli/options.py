@@ -26,3 +26,6 @@ SplitName = Annotated[
 ]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Resamples = Annotated[
+    int | None, typer.Option(help="Bootstrap resamples of the 95% intervals; 0 is none.", min=0)
+]

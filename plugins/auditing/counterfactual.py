@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mtlcore.data.tasks import Task
     from mtlcore.evaluation.predictions import Prediction
     from mtlcore.run import Run
+    from mtlcore_plugins.auditing._statistics import Mean
 
 MIN_PAIRS = 10
 """With fewer pairs there is a word, and no number."""
@@ -231,27 +232,17 @@ class Counterfactual(Auditor):
         log_odds, _ = paired_means(odds, self.resamples, *key, "log-odds")
         largest = max(range(len(labels)), key=lambda label: abs(means[label].value))
         mean = means[largest]
-        first, second = self.lexicon.groups
         label = labels[largest] if not same else repr(labels[largest])
-        message = (
-            f"the probability of {label} is {abs(mean.value):.3f} "
-            f"{'higher' if mean.value >= 0 else 'lower'} with {second} than with {first} words "
-            f"(interval of the difference {mean.low:.3f} .. {mean.high:.3f}, p = {p:.3g})"
-        )
         details = {
             **counts,
-            "enough": True,
             "n": len(differences),
-            "low": mean.low,
-            "high": mean.high,
-            "p": p,
-            "difference": f"{second} - {first}",
             "labels": {
                 label: {"probability": means[i].to_json(), "log_odds": log_odds[i].to_json()}
                 for i, label in enumerate(labels)
             },
         }
-        return [rate, Finding(name, task.name, mean.value, message, details=details)]
+        what = f"the probability of {label}"
+        return [rate, self._measured(name, task, what, mean, p, details)]
 
     def _of_texts(
         self,
@@ -356,21 +347,21 @@ class Counterfactual(Auditor):
         table = torch.tensor(differences, dtype=torch.float64)[:, None]
         [mean], p = paired_means(table, self.resamples, *key, quantity)
         what = "loss per target token" if quantity == "loss" else "length of the output in words"
+        details = {**counts, "n": len(differences)}
+        return self._measured(name, task, f"the {what}", mean, p, details)
+
+    def _measured(
+        self, name: str, task: Task, what: str, mean: Mean, p: float, details: Mapping[str, Any]
+    ) -> Finding:
+        """The mean difference between the groups of the lexicon, in words and numbers."""
         first, second = self.lexicon.groups
         message = (
-            f"the {what} is {abs(mean.value):.3f} {'higher' if mean.value >= 0 else 'lower'} with "
+            f"{what} is {abs(mean.value):.3f} {'higher' if mean.value >= 0 else 'lower'} with "
             f"{second} than with {first} words (interval of the difference {mean.low:.3f} .. "
             f"{mean.high:.3f}, p = {p:.3g})"
         )
-        details = {
-            **counts,
-            "enough": True,
-            "n": len(differences),
-            "low": mean.low,
-            "high": mean.high,
-            "p": p,
-            "difference": f"{second} - {first}",
-        }
+        numbers = {"low": mean.low, "high": mean.high, "p": p, "difference": f"{second} - {first}"}
+        details = {**details, "enough": True, **numbers}
         return Finding(name, task.name, mean.value, message, details=details)
 
     def _undirected(self, differences: Sequence[Any]) -> str:
