@@ -14,6 +14,7 @@ from mtlcore.data.example import Example, RowError, head_row
 from mtlcore.data.holdout import hold_out
 from mtlcore.data.lengths import fit, needed_length
 from mtlcore.data.sources import Rows, load_rows
+from mtlcore.data.special import make_example
 from mtlcore.data.splits import SPLITS, Counts, Split
 from mtlcore.errors import MtlcoreError, Problem, UserError, did_you_mean, nearest
 
@@ -320,7 +321,7 @@ class TaskLoader:
         row = self.mapped(rows[number])
         form = form or self.format
         try:
-            found = form.example(row, task=self.name, index=number, tokenizer=self.tokenizer)
+            found = make_example(form, row, task=self.name, index=number, tokenizer=self.tokenizer)
             return found if self.recipe.head is None else head_row(found)
         except RowError as error:
             raise RowError(self._with_columns_of_the_file(str(error))) from None

@@ -34,6 +34,7 @@ from mtlcore.data.groups import MOST_GROUPS, Counts, group_check, group_value, w
 from mtlcore.data.lengths import fit, needed_length
 from mtlcore.data.loader import SHOWN_BAD_ROWS, Part, TaskLoader
 from mtlcore.data.near import jaccard, near_pairs, pieces_of
+from mtlcore.data.special import make_example
 from mtlcore.data.splits import SPLITS
 from mtlcore.errors import MtlcoreError, Problem, UserError
 
@@ -178,7 +179,9 @@ class TaskChecker:
         """What the row is read as, without the answer; None for a row that cannot be read."""
         form, mapped = self.loader.format, self.loader.mapped(row)
         with suppress(Exception):  # what a row is bad for is said when it is looked at
-            example = form.example(mapped, task=self.name, index=number, tokenizer=self.tokenizer)
+            example = make_example(
+                form, mapped, task=self.name, index=number, tokenizer=self.tokenizer
+            )
             return example.prompt if example.prompt_length else example.target
         return None
 

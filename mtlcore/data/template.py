@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from mtlcore.data.example import RowError
 from mtlcore.data.fields import checked_text
+from mtlcore.data.special import CUT
 from mtlcore.errors import UserError, nearest
 
 
@@ -27,6 +30,7 @@ class RowTemplate:
 
         self.option = option
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_not_null)
+        environment.policies["json.dumps_function"] = _json
         try:
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
@@ -66,6 +70,11 @@ def _not_null(value: Any) -> Any:
     if value is None:
         raise _NullPrintedError
     return value
+
+
+def _json(value: Any, **options: Any) -> str:
+    r"""JSON for the filter tojson, which leaves the cuts in place: "\ufdd0" would be text."""
+    return re.sub(r"(?<!\\)((?:\\\\)*)\\ufdd0", rf"\1{CUT}", json.dumps(value, **options))
 
 
 def _columns(row: Mapping[str, Any], error: Exception) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from mtlcore.data.example import IGNORED, RowError
+from mtlcore.data.special import CUT
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 
@@ -24,16 +29,72 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """The prompt's tokens: a bos that the tokenizer puts before stays, an eos after goes."""
-    ids: list[int] = tokenizer(prompt, verbose=False).input_ids
-    if ids and ids[-1] == eos_id(tokenizer) and not prompt.endswith(str(tokenizer.eos_token)):
+    first, *rest = prompt.split(CUT)
+    ids: list[int] = tokenizer(first, verbose=False).input_ids
+    if ids and ids[-1] == eos_id(tokenizer) and not first.endswith(str(tokenizer.eos_token)):
         ids = ids[:-1]
-    return ids
+    return ids + _following(tokenizer, rest)
+
+
+def encode_start(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The text's tokens and nothing else, as they stand at the beginning."""
+    first, *rest = text.split(CUT)
+    ids: list[int] = tokenizer(first, add_special_tokens=False, verbose=False).input_ids
+    return ids + _following(tokenizer, rest)
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The text's tokens and nothing else, as they follow other tokens."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return _following(tokenizer, text.split(CUT))
+
+
+def _following(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str]) -> list[int]:
+    """The tokens of texts that go on after other tokens, each by itself."""
+    inner = _without_prefix(tokenizer)
+    ids: list[int] = []
+    for piece in pieces:
+        if inner is None:
+            ids += tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+        else:
+            ids += inner.encode(piece, add_special_tokens=False).ids
     return ids
+
+
+@lru_cache(maxsize=8)
+def _without_prefix(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """A copy that puts no space before a text; None if the tokenizer itself puts none.
+
+    SentencePiece models and their kin begin every text with a space ("▁"). Text that goes on after
+    other tokens must not, or " word" becomes "▁▁word" and "word" becomes "▁word".
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    state = json.loads(backend.to_str())
+    parts = {key: state[key] for key in ("normalizer", "pre_tokenizer")}
+    changed = {key: _no_prefix(part) for key, part in parts.items()}
+    if changed == parts:
+        return None
+    from tokenizers import Tokenizer
+
+    state |= {**changed, "truncation": None, "padding": None}
+    copy: Tokenizer = Tokenizer.from_str(json.dumps(state))
+    return copy
+
+
+def _no_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer of tokenizer.json without what puts a space before a text."""
+    kind = (part or {}).get("type")
+    if part is None or kind == "Prepend":
+        return None
+    if kind == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    if kind == "ByteLevel":
+        return {**part, "add_prefix_space": False}
+    if kind == "Sequence":
+        key = "normalizers" if "normalizers" in part else "pretokenizers"
+        return {**part, key: [changed for one in part[key] if (changed := _no_prefix(one))]}
+    return part
 
 
 def join_space(prompt: str, target: str) -> str:

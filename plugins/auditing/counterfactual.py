@@ -12,6 +12,7 @@ from annotated_types import Ge
 
 from mtlcore.components import Auditor, Count, Finding, NotNegative
 from mtlcore.data.example import Example, RowError, head_row
+from mtlcore.data.special import make_example
 from mtlcore.errors import UserError, did_you_mean
 from mtlcore_plugins.auditing._lexicon import read_lexicon
 
@@ -161,8 +162,8 @@ class Counterfactual(Auditor):
         from mtlcore.data.lengths import fit
 
         row = self.lexicon.swap_all(original.fields)
-        example = task.format.example(
-            row, task=task.name, index=original.row, tokenizer=run.tokenizer
+        example = make_example(
+            task.format, row, task=task.name, index=original.row, tokenizer=run.tokenizer
         )
         if task.recipe.head is not None:
             example = head_row(example)

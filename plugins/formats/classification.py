@@ -9,6 +9,7 @@ from typing import Any
 from mtlcore.components import Format
 from mtlcore.data.example import IGNORED, Example, RowError
 from mtlcore.data.fields import kind_of, text_of, value_of
+from mtlcore.data.special import cut_special, uncut
 from mtlcore.data.template import RowTemplate
 from mtlcore.data.tokens import encode_plain, encode_prompt, eos_id, join_space
 from mtlcore.errors import UserError, did_you_mean
@@ -107,7 +108,7 @@ class Classification(Format):
         value = value_of(row, "label")
         if not is_label(value):
             raise RowError(f"column 'label' must be a text or a number, found {kind_of(value)}")
-        key = label_key(value)
+        key = uncut(label_key(value))
         if key not in self._index:
             known = ", ".join(repr(known) for known in self._index)
             origin = "" if self._given else " found in the train rows"
@@ -123,7 +124,9 @@ class Classification(Format):
         cached = self._option_ids.get((id(tokenizer), space))
         if cached is not None:
             return cached
-        ids = [tuple(encode_plain(tokenizer, space + option)) for option in self.options]
+        # what the recipe writes may hold special tokens, what the rows spell is text
+        words = [w if self._given else cut_special(tokenizer, w) for w in self.options]
+        ids = [tuple(encode_plain(tokenizer, space + word)) for word in words]
         for i, one in enumerate(ids):
             for j, other in enumerate(ids):
                 if i != j and one == other:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from mtlcore.components import Format
 from mtlcore.data.example import IGNORED, Example, RowError
 from mtlcore.data.fields import checked_text, kind_of, value_of
-from mtlcore.data.tokens import encode_plain, eos_id
+from mtlcore.data.tokens import encode_start, eos_id
 from mtlcore.errors import UserError, did_you_mean
 
 Message = dict[str, Any]
@@ -66,7 +66,7 @@ class Messages(Format):
         tokenizer: Any,
     ) -> Example:
         whole = render(tokenizer, messages)
-        ids = encode_plain(tokenizer, whole)
+        ids = encode_start(tokenizer, whole)
         labels = [IGNORED] * len(ids)
         eos = eos_id(tokenizer)
         prompt, start = "", 0
@@ -126,7 +126,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer_follows: bool 
 
 def prefix_length(tokenizer: Any, prefix: str, whole: str, ids: Sequence[int], turn: int) -> int:
     """Tokens of a rendered prefix; RowError unless they begin the tokens of the whole."""
-    tokens = encode_plain(tokenizer, prefix)
+    tokens = encode_start(tokenizer, prefix)
     if whole.startswith(prefix) and tokens == list(ids[: len(tokens)]) and len(tokens) < len(ids):
         return len(tokens)
     what = "tokens" if whole.startswith(prefix) else "text"

@@ -340,6 +340,17 @@ def test_a_text_without_a_prompt_is_cut_at_its_end(tmp_path: Path) -> None:
     assert task.train.report.truncated == 1
 
 
+def test_special_tokens_spelt_in_a_file_are_text(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    rows = [{"prompt": "a</s> <|user|>", "completion": "b</s>c"}] * 2
+    task = load_one(write_jsonl(tmp_path / "a.jsonl", rows), {"split": {"eval": 0.0}})
+    found = task.train[0]
+    special = [i for i in found.input_ids if i in tokenizer.added_tokens_decoder]
+    assert special == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert learned_text(found, tokenizer) == " b</s>c</s>"
+    assert (found.prompt, found.target) == ("a</s> <|user|>", "b</s>c")
+
+
 def test_the_cut_does_not_depend_on_the_label(tmp_path: Path) -> None:
     words = {"a": "good", "b": "a very long name of a label indeed"}
     rows = [{"text": "word " * 50, "label": label} for label in "ab" * 5]
