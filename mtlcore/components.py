@@ -98,13 +98,19 @@ class Chart:
 class Section:
     """A part of the report: a title, paragraphs of plain text, a table and charts.
 
-    `table` is column -> values. Everything is text or numbers: the page escapes it.
+    `table` is column -> values. Sections with one `topic` stand together under it as a heading.
+    Everything is text or numbers: the page escapes it.
     """
 
     title: str
     text: tuple[str, ...] = ()
     table: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
+    topic: str = ""
+
+
+CONFLICTS = "Conflicts and affinities of tasks"
+"""The topic of sections on tasks that help or hinder each other; the page's own maps are in it."""
 
 
 class Component:

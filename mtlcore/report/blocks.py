@@ -65,6 +65,14 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Heading:
+    """The title of what follows within a part."""
+
+    kind: ClassVar[str] = "heading"
+    text: str
+
+
+@dataclass(frozen=True)
 class Lines:
     """A list, folded away when it is long."""
 
@@ -139,11 +147,12 @@ class Card:
 
 @dataclass
 class Part:
-    """A section of the page."""
+    """A section of the page; those with one topic are made one."""
 
     title: str
     blocks: list[Any] = field(default_factory=list)
     id: str = ""
+    topic: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlcore.errors import UserError
+from mtlcore.report.text import number
 
 SIGNS_OF_A_RUN = ("recipe.yaml", "metrics.jsonl", "result.json", "cv.json")
 PREFERRED_SPLITS = ("test", "eval")
@@ -136,7 +137,7 @@ class RunFiles:
 
     def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
         bad: list[int] = []
-        for number, line in enumerate((self._text(path) or "").split("\n"), start=1):
+        for place, line in enumerate((self._text(path) or "").split("\n"), start=1):
             if not line.strip():
                 continue
             try:
@@ -146,7 +147,7 @@ class RunFiles:
             if isinstance(found, dict):
                 yield found
             else:
-                bad.append(number)
+                bad.append(place)
         if bad:
             places = ", ".join(map(str, bad[:5])) + (" ..." if len(bad) > 5 else "")
             self.problems.append(
@@ -196,6 +197,16 @@ class RunFiles:
         preferred = [self.comparison.get("split"), *PREFERRED_SPLITS]
         named = [name for name in preferred if isinstance(name, str)]
         return next((name for name in [*named, *self.scores] if name in self.scores), None)
+
+    def weights_at(self, step: Any) -> str:
+        """Which weights a run had at a step: at its end the best ones, if it took them."""
+        training, best = mapping(self.recipe.get("training")), self.result.get("best_step")
+        at_end = step is not None and step == self.result.get("step")
+        if not (at_end and training.get("load_best_model_at_end") and isinstance(best, int)):
+            return f"weights of step {number(step)}"
+        alone = any(self.task_recipe(t).get("early_stopping_patience") for t in self.tasks)
+        own = "; own weights of tasks with early stopping: of their own best step" if alone else ""
+        return f"best weights, those of step {number(best)}{own}"
 
     @property
     def stage_starts(self) -> dict[str, float]:

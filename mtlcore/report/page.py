@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from mtlcore.errors import UserError
 from mtlcore.report import palette, record, results, rows, training, verdict
-from mtlcore.report.blocks import Missing, Part
+from mtlcore.report.blocks import Heading, Missing, Part
 from mtlcore.report.files import RunFiles
 from mtlcore.report.text import clean
 
@@ -71,6 +71,7 @@ def render(folder: str | Path) -> str:
             missing.append(found)
         elif found is not None:
             parts += found if isinstance(found, list) else [found]
+    parts = _by_topic(parts)
     _name_parts(parts)
     head = {
         "cards": _made(files, "headline numbers", verdict.cards) or [],
@@ -106,6 +107,21 @@ def _made(files: RunFiles, name: str, maker: Callable[[RunFiles], Any]) -> Any:
 def _model(files: RunFiles) -> str:
     model = files.recipe.get("model")
     return str((model.get("name_or_path") if isinstance(model, dict) else model) or "")
+
+
+def _by_topic(parts: list[Part]) -> list[Part]:
+    """Parts with one topic as one part in the place of the first, each below its own title."""
+    found: list[Part] = []
+    topics: dict[str, Part] = {}
+    for part in parts:
+        if not part.topic:
+            found.append(part)
+            continue
+        if part.topic not in topics:
+            topics[part.topic] = Part(part.topic)
+            found.append(topics[part.topic])
+        topics[part.topic].blocks += [Heading(part.title), *part.blocks]
+    return found
 
 
 def _name_parts(parts: list[Part]) -> None:

@@ -172,7 +172,8 @@ def plugin_parts(files: RunFiles) -> list[Part]:
 
 def _section(section: Mapping[str, Any], maps: list[Any]) -> Part:
     """One section; the `maps` of affinity.json have a part of their own and are not drawn twice."""
-    part = Part(clip(str(section.get("title") or "Untitled section"), 120))
+    title, topic = section.get("title") or "Untitled section", section.get("topic") or ""
+    part = Part(clip(str(title), 120), topic=clip(str(topic), 120))
     text = section.get("text")
     paragraphs = [text] if isinstance(text, str) else sequence(text)
     part.blocks += [Words(clip(str(paragraph), 4000)) for paragraph in paragraphs]

@@ -17,7 +17,7 @@ OF_A_TASK = ("loss", "rows", "interval")  # keys of a task's scores that are no 
 
 @dataclass(frozen=True)
 class Gain:
-    """One task against another run: its primary metric in both, and how sure the difference is."""
+    """One metric of a task against another run, and how sure the difference is."""
 
     task: str
     metric: str
@@ -26,6 +26,7 @@ class Gain:
     low: float | None
     high: float | None
     percent: float | None
+    """Relative change of this metric; positive is better."""
     sign: int
 
     @property
@@ -64,20 +65,25 @@ def name_of(other: Mapping[str, Any]) -> str:
 
 
 def gains(other: Mapping[str, Any]) -> list[Gain]:
-    """By task; a task without any metric in the comparison is left out."""
+    """The primary metric of each task; a task without any in the comparison is left out."""
+    return [found[0] for task in mapping(other.get("tasks")) if (found := gains_of(other, task))]
+
+
+def gains_of(other: Mapping[str, Any], task: str) -> list[Gain]:
+    """Every metric of a task, the primary one first."""
     found = []
-    for task, facts in mapping(other.get("tasks")).items():
-        metrics = mapping(mapping(facts).get("metrics"))
-        if not metrics:
-            continue
-        name, values = next(iter(metrics.items()))
-        values = mapping(values)
+    for name, facts in mapping(_facts(other, task).get("metrics")).items():
+        values = mapping(facts)
         low, high = finite(values.get("low")), finite(values.get("high"))
         mine, his = finite(values.get("run")), finite(values.get("other"))
         sign = 1 if values.get("greater_is_better", True) else -1
-        relative = finite(mapping(facts).get("gain"))
+        relative = finite(values.get("gain"))
         found.append(Gain(str(task), str(name), mine, his, low, high, relative, sign))
     return found
+
+
+def _facts(other: Mapping[str, Any], task: str) -> dict[str, Any]:
+    return mapping(mapping(other.get("tasks")).get(task))
 
 
 def metrics_in(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def scores_part(files: RunFiles) -> Part | Missing:
     by_task = {name: mapping(found) for name, found in mapping(scores.get("tasks")).items()}
     part = Part("Scores by task", [])
     step = scores.get("step")
-    where = f"Split {files.split}" + (f", after step {number(step)}." if step else ".")
+    where = f"Split {files.split}" + (f", {files.weights_at(step)}." if step else ".")
     part.blocks.append(Words(where))
     part.blocks.append(
         _score_table(files, by_task, mapping(scores.get("overall_interval")), scores)
@@ -209,9 +215,10 @@ def gains_part(files: RunFiles) -> Part | Missing:
     split = files.comparison.get("split")
     part.blocks.append(
         Words(
-            "delta_m is the mean over tasks of the relative gain over the other run, in percent; "
-            f"positive is better. Split {split}; differences are on the same rows, their 95% "
-            "intervals from a paired bootstrap."
+            "A gain is the relative change of a metric over the other run, in percent; positive is "
+            "better, also where less is better. The gain of a task is the mean over its metrics, "
+            f"delta_m that over the tasks. Split {split}; differences are on the same rows, their "
+            "95% intervals from a paired bootstrap."
         )
     )
     for other in others(files):
@@ -220,42 +227,55 @@ def gains_part(files: RunFiles) -> Part | Missing:
 
 
 def _gain_blocks(other: Mapping[str, Any]) -> list[Any]:
-    name, found = name_of(other), gains(other)
-    rows: list[list[Cell | str]] = [
-        [
-            Cell(gain.task),
-            gain.metric,
-            number(gain.mine),
-            number(gain.other),
-            Cell(
-                number(_difference(gain), signed=True),
-                under=span(gain.low, gain.high),
-            ),
-            percent(gain.percent, signed=True),
-            Cell(gain.verdict, gain.tone, pill=True),
-        ]
-        for gain in found
-    ]
+    name, primary = name_of(other), gains(other)
+    rows: list[list[Cell | str]] = []
+    for task in (gain.task for gain in primary):
+        rows += _gain_rows(other, task)
     interval = mapping(other.get("delta_m_interval"))
     delta = Cell(
         percent(other.get("delta_m"), signed=True),
         under=span(interval.get("low"), interval.get("high"), in_percent=True),
     )
-    rows.append([Cell("delta_m"), "", "", "", "", delta, ""])
+    counted = len(sequence(other.get("delta_m_tasks"))) or len(primary)
+    some = "the tasks" if counted == len(primary) else f"{counted} of {len(primary)} tasks"
+    rows.append([Cell("delta_m", under=f"mean over {some}"), "", "", "", "", delta, ""])
     columns = ["task", "metric", "this run", "other", "difference", "gain", "verdict"]
     blocks: list[Any] = [Table(f"This run against {name}", columns, rows, text_columns=(0, 1, 6))]
-    if any(gain.percent is not None for gain in found):
-        title = f"Relative gain over {name}"
+    by_task = {g.task: finite(_facts(other, g.task).get("gain")) for g in primary}
+    if any(gain is not None for gain in by_task.values()):
+        title = f"Relative gain by task over {name}"
         svg = charts.bars(
             title,
-            [gain.task for gain in found],
-            {"gain": [gain.percent for gain in found]},
+            list(by_task),
+            {"gain": list(by_task.values())},
             x_label="percent; positive is better",
             signed=True,
             unit="%",
         )
         blocks.append(Charts([Figure(title, svg)]))
     return blocks + [Words(str(note), "quiet") for note in sequence(other.get("notes"))]
+
+
+def _gain_rows(other: Mapping[str, Any], task: str) -> list[list[Cell | str]]:
+    """A row for each metric of a task, and one for the task's gain if there are several."""
+    found = gains_of(other, task)
+    role = "auxiliary" if _facts(other, task).get("role") == "auxiliary" else ""
+    rows: list[list[Cell | str]] = [
+        [
+            Cell(task, "hidden") if place else Cell(task, under=role),
+            Cell(gain.metric, under="" if gain.sign > 0 else "less is better"),
+            number(gain.mine),
+            number(gain.other),
+            Cell(number(_difference(gain), signed=True), under=span(gain.low, gain.high)),
+            percent(gain.percent, signed=True),
+            Cell(gain.verdict, gain.tone, pill=True),
+        ]
+        for place, gain in enumerate(found)
+    ]
+    if len(found) > 1:
+        mean = percent(_facts(other, task).get("gain"), signed=True)
+        rows.append([Cell(task, "hidden"), "mean of the gains", "", "", "", mean, ""])
+    return rows
 
 
 def _difference(gain: Gain) -> float | None:

@@ -82,7 +82,7 @@ def audits_part(files: RunFiles) -> Part | Missing:
         Table(
             "The last finding of each auditor, task and split; 95% intervals",
             ["result", "audit", "task", "split", "value", "what was found"],
-            [_finding_row(finding) for finding in findings],
+            [_finding_row(files, finding) for finding in findings],
             text_columns=(0, 1, 2, 3, 5),
         )
     )
@@ -92,13 +92,13 @@ def audits_part(files: RunFiles) -> Part | Missing:
     return part
 
 
-def _finding_row(finding: Mapping[str, Any]) -> list[Cell | str]:
+def _finding_row(files: RunFiles, finding: Mapping[str, Any]) -> list[Cell | str]:
     details = mapping(finding.get("details"))
     return [
         status(finding),
         str(finding.get("name", "")),
         str(finding.get("task", "")),
-        Cell(finding["split"], under=f"step {number(finding.get('step'))}"),
+        Cell(finding["split"], under=files.weights_at(finding.get("step"))),
         Cell(
             number(finite_or_text(finding.get("value"))),
             under=span(details.get("low"), details.get("high")),

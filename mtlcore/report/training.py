@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mtlcore.components import CONFLICTS
 from mtlcore.report import charts
 from mtlcore.report.blocks import Cell, Charts, Figure, Missing, Part, Table, Words
 from mtlcore.report.charts import finite
@@ -234,8 +235,8 @@ def affinity_part(files: RunFiles) -> Part | Missing:
     names = [str(name) for name in sequence(found.get("tasks"))]
     if not names:
         return Missing(
-            "Conflicts and affinities of tasks",
-            "the recipe observes no gradients; add `monitoring: [affinity]`",
+            CONFLICTS,
+            "the recipe compares no tasks' gradients; add `monitoring: [affinity]`",
             "mtlcore train RECIPE monitoring='[affinity]'",
         )
     figures = [
@@ -246,8 +247,9 @@ def affinity_part(files: RunFiles) -> Part | Missing:
     steps = found.get("steps")
     said = f"Measured over {number(steps)} steps. " if isinstance(steps, int) else ""
     return Part(
-        "Conflicts and affinities of tasks",
-        [
+        "Pairs of tasks",
+        topic=CONFLICTS,
+        blocks=[
             Words(
                 said + "A step is a conflict of two tasks if their gradients point away from each "
                 "other (negative cosine)."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtlcore.components import Chart, Monitor, Section
+from mtlcore.components import CONFLICTS, Chart, Monitor, Section
 from mtlcore.distributed import is_main
 from mtlcore.errors import UserError
 
@@ -136,6 +136,7 @@ class Affinity(Monitor):
         return [
             Section(
                 "Affinity of the tasks",
+                topic=CONFLICTS,
                 text=(
                     f"Measured in {found['steps']} steps on the gradients of the shared weights; "
                     "a pair counts in the steps in which both tasks were present.",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtlcore.components import Chart, Monitor, Scope, Section
+from mtlcore.components import CONFLICTS, Chart, Monitor, Scope, Section
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Conflicts(Monitor):
         return [
             Section(
                 "Conflicts between the tasks",
+                topic=CONFLICTS,
                 text=(
                     f"Over {len(curve)} steps {conflicts:.1%} of the pairs of tasks were in "
                     "conflict: the cosine of their gradients for the shared weights was below 0.",

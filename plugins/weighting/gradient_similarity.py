@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from annotated_types import Ge, Lt
 
-from mtlcore.components import Section, Weighting
+from mtlcore.components import CONFLICTS, Section, Weighting
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class GradientSimilarity(Weighting):
         return [
             Section(
                 "Auxiliary tasks kept",
+                topic=CONFLICTS,
                 text=(
                     "An auxiliary task counts in the steps in which its gradient has a positive "
                     f"cosine with the mean gradient of the main tasks (rule {self.rule}).",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from mtlcore.components import CONFLICTS
 from mtlcore.errors import UserError
 from mtlcore.report import render, write_report
 from mtlcore.report.files import RunFiles
+from mtlcore.report.text import MINUS
 from mtlcore.report.training import totals
 from tests.command_line import CommandLine
 from tests.report.run_folder import TASKS, write, write_lines, write_run
@@ -224,6 +227,80 @@ def test_a_single_value_that_is_not_a_number_leaves_a_gap(run: Path) -> None:
     lines[30]["losses"]["spelling"] = math.nan
     write_lines(run / "metrics.jsonl", lines)
     assert BROKEN not in render(run)
+
+
+# -- gains, weights, topics ------------------------------------------------------------------------
+
+
+def table_rows(html: str, caption: str) -> list[list[str]]:
+    """The texts of a table's cells, row by row, spaces evened."""
+    body = html[html.index(f"<caption>{caption}") :]
+    body = body[body.index("<tbody>") : body.index("</tbody>")]
+    rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
+    cells = [re.findall(r"<(?:th|td)[ >](.*?)</(?:th|td)>", row, re.DOTALL) for row in rows]
+    return [
+        [" ".join(" ".join(Page(f"<p {cell}</p>").texts).split()) for cell in row] for row in cells
+    ]
+
+
+def test_every_metric_has_its_own_gain_and_the_task_their_mean(run: Path) -> None:
+    comparison = json.loads((run / "comparison.json").read_text())
+    task = comparison["others"][0]["tasks"]["sentiment"]
+    task["metrics"]["perplexity"] = {
+        "run": 6.0, "other": 5.0, "difference": 1.0, "low": 0.5, "high": 1.5, "gain": -20.0,
+        "greater_is_better": False,
+    }  # fmt: skip
+    task["gain"] = (task["metrics"]["accuracy"]["gain"] - 20.0) / 2
+    comparison["others"][0]["delta_m_tasks"] = ["sentiment", "spelling", "definitions"]
+    write(run / "comparison.json", comparison)
+    html = render(run)
+    rows = table_rows(html, "This run against")
+    assert rows[0][:2] == ["sentiment", "accuracy"]
+    assert rows[0][5:] == ["+9.9%", "gained"]
+    assert rows[1][:4] == ["sentiment", "perplexity less is better", "6.00", "5.00"]
+    assert rows[1][5:] == [f"{MINUS}20.0%", "lost"]
+    assert rows[2] == ["sentiment", "mean of the gains", "", "", "", f"{MINUS}5.1%", ""]
+    assert [row[0] for row in rows[3:]] == [
+        "spelling", "definitions", "en_fr", "delta_m mean over 3 of 4 tasks"
+    ]  # fmt: skip
+    assert "Gained: sentiment (+9.9%)" in Page(html).text
+
+
+def test_the_best_weights_are_called_by_their_step(run: Path) -> None:
+    assert "Split test, weights of step 60." in Page(render(run)).text
+    recipe = (run / "recipe.yaml").read_text()
+    text = recipe.replace("max_steps: 60", "max_steps: 60\n  load_best_model_at_end: true")
+    assert text != recipe
+    (run / "recipe.yaml").write_text(text)
+    assert "Split test, weights of step 60." in Page(render(run)).text  # no evaluation, no best
+    result = json.loads((run / "result.json").read_text())
+    write(run / "result.json", {**result, "best_step": 40})
+    page = Page(render(run))
+    assert "Split test, best weights, those of step 40." in page.text
+    assert "weights of step 60" not in page.text
+    scores = json.loads((run / "predictions/test/scores.json").read_text())
+    write(run / "predictions/test/scores.json", {**scores, "step": 30})
+    assert "Split test, weights of step 30." in Page(render(run)).text
+
+
+def test_sections_of_one_topic_stand_together(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    sections = [
+        {"title": "Apart", "text": ["alone"]},
+        {"title": "One", "text": ["first of the topic"], "topic": CONFLICTS},
+        {"title": "Two", "text": ["second of the topic"], "topic": CONFLICTS},
+        {"title": "Three", "text": ["of another"], "topic": "Another"},
+    ]
+    write(run / "result.json", {**result, "sections": sections})
+    html = render(run)
+    heads = re.findall(r"<h2[^>]*>([^<]+)</h2>", html)
+    assert heads.count(CONFLICTS) == 1
+    assert {"Apart", "Another"} <= set(heads)
+    assert not {"One", "Two", "Three", "Pairs of tasks"} & set(heads)
+    part = html[html.index(f">{CONFLICTS}</h2>") :]
+    part = part[: part.index("</section>")]
+    assert re.findall(r"<h3[^>]*>([^<]+)</h3>", part) == ["Pairs of tasks", "One", "Two"]
+    assert "second of the topic" in part
 
 
 # -- hostile text ----------------------------------------------------------------------------------
