@@ -199,14 +199,12 @@ class RunFiles:
         return next((name for name in [*named, *self.scores] if name in self.scores), None)
 
     def weights_at(self, step: Any) -> str:
-        """Which weights a run had at a step: at its end the best ones, if it took them."""
+        """The step of the weights that a run had at a step: at its end those of its best one."""
         training, best = mapping(self.recipe.get("training")), self.result.get("best_step")
         at_end = step is not None and step == self.result.get("step")
-        if not (at_end and training.get("load_best_model_at_end") and isinstance(best, int)):
-            return f"weights of step {number(step)}"
-        alone = any(self.task_recipe(t).get("early_stopping_patience") for t in self.tasks)
-        own = "; own weights of tasks with early stopping: of their own best step" if alone else ""
-        return f"best weights, those of step {number(best)}{own}"
+        if at_end and training.get("load_best_model_at_end") and isinstance(best, int):
+            return f"step {number(best)} (the best)"
+        return f"step {number(step)}"
 
     @property
     def stage_starts(self) -> dict[str, float]:

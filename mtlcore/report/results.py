@@ -111,8 +111,10 @@ def scores_part(files: RunFiles) -> Part | Missing:
     by_task = {name: mapping(found) for name, found in mapping(scores.get("tasks")).items()}
     part = Part("Scores by task", [])
     step = scores.get("step")
-    where = f"Split {files.split}" + (f", {files.weights_at(step)}." if step else ".")
-    part.blocks.append(Words(where))
+    where = f"Split {files.split}" + (f", weights of {files.weights_at(step)}" if step else "")
+    if any(files.task_recipe(task).get("early_stopping_patience") for task in files.tasks):
+        where += "; the own weights of a task with early stopping: of its own best step"
+    part.blocks.append(Words(f"{where}."))
     part.blocks.append(
         _score_table(files, by_task, mapping(scores.get("overall_interval")), scores)
     )

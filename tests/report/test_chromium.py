@@ -100,6 +100,46 @@ def test_the_page_is_dark_where_dark_is_preferred(page: Path, tmp_path: Path) ->
     assert dark[0]["ground"] == "rgb(18, 21, 25)"
 
 
+def printed(folder: Path, page: Path, *flags: str) -> list[list[bytes]]:
+    """Every printed page as rows of grey pixels, 8 to a centimetre."""
+    folder.mkdir()
+    pdf = folder / "page.pdf"
+    profile = f"--user-data-dir={folder / 'profile'}"
+    options = (profile, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
+    for command in (
+        [str(CHROMIUM), *FLAGS, *flags, *options, page.as_uri()],
+        ["pdftoppm", "-gray", "-r", "20", pdf, folder / "page"],
+    ):
+        subprocess.run(command, capture_output=True, timeout=120, check=True)
+    pages = []
+    for path in sorted(folder.glob("page-*.pgm")):
+        _, size, _, pixels = path.read_bytes().split(b"\n", 3)
+        width, height = map(int, size.split())
+        pages.append([pixels[row * width : (row + 1) * width] for row in range(height)])
+    return pages
+
+
+@pytest.mark.skipif(shutil.which("pdftoppm") is None, reason="poppler-utils is not installed")
+def test_the_page_prints_within_its_margins_on_white_paper(page: Path, tmp_path: Path) -> None:
+    pages = printed(tmp_path / "light", page)
+    assert 5 < len(pages) < 40
+    for rows in pages:
+        assert any(min(row) < 200 for row in rows), "an empty page"
+        sides = b"".join(row[:8] + row[-8:] for row in rows)
+        assert set(sides + b"".join([*rows[:8], *rows[-8:]])) == {255}
+    # a browser makes all smaller if a table or chart is wider than the paper
+    boxes = subprocess.run(
+        ["pdftotext", "-bbox", tmp_path / "light" / "page.pdf", "-"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    edges = re.findall(r'<word xMin="[\d.]+" yMin="([\d.]+)" xMax="[\d.]+" yMax="([\d.]+)"', boxes)
+    assert max(float(bottom) - float(top) for top, bottom in edges) > 20, "points of the heading"
+    dark = printed(tmp_path / "dark", page, "--blink-settings=preferredColorScheme=0")
+    assert dark == pages
+
+
 def test_hostile_text_runs_nothing_in_the_browser(tmp_path: Path) -> None:
     hostile = """<script>alert(1)</script>"><img src=x onerror=alert(1)></style><svg onload=a()>"""
     run = write_run(tmp_path / "run", [hostile, "' onfocus='alert(1)' autofocus='"])

@@ -276,8 +276,10 @@ def test_the_best_weights_are_called_by_their_step(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     write(run / "result.json", {**result, "best_step": 40})
     page = Page(render(run))
-    assert "Split test, best weights, those of step 40." in page.text
-    assert "weights of step 60" not in page.text
+    assert "Split test, weights of step 40 (the best)." in page.text
+    assert "step 60 (" not in page.text
+    audits = table_rows(render(run), "The last finding")
+    assert {row[3].partition(" ")[2] for row in audits} == {"step 40 (the best)"}  # at the end
     scores = json.loads((run / "predictions/test/scores.json").read_text())
     write(run / "predictions/test/scores.json", {**scores, "step": 30})
     assert "Split test, weights of step 30." in Page(render(run)).text
