@@ -132,7 +132,7 @@ def load(folder: str | Path, *, step: int | None = None) -> Run:
     """Load a finished (or interrupted) run with the adapters it ended with.
 
     That is the newest checkpoint, or of an interrupted run that asks for it the best one; `step`
-    picks another.
+    picks another. A note tells that a run is unfinished.
     The tasks' rows are read only when an evaluation asks for them.
     """
     folder = Path(folder)
@@ -142,6 +142,8 @@ def load(folder: str | Path, *, step: int | None = None) -> Run:
     chosen = checkpoint_to_load(folder, recipe, step)
     run = Run(recipe, folder, splits=())
     checkpoint.load_adapters(run, chosen)
+    if told := checkpoint.unfinished(folder, recipe, chosen):
+        run.note(told)
     return run
 
 

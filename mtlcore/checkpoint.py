@@ -15,8 +15,10 @@ from torch import Tensor
 
 from mtlcore.distributed import barrier, is_main
 from mtlcore.errors import UserError
+from mtlcore.stages import ONLY_STAGE
 
 if TYPE_CHECKING:
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
     from mtlcore.trainer import Trainer
 
@@ -245,6 +247,25 @@ def best_step(folder: Path) -> int | None:
         return None
     best: int | None = progress["judge"]["best"]["step"]
     return best
+
+
+def unfinished(run_folder: Path, recipe: Recipe, used: Path | None = None) -> str | None:
+    """What to tell of a run whose last stage has not ended; None if it has.
+
+    `used` is the checkpoint whose weights are taken, by default the newest.
+    """
+    newest = checkpoints(run_folder)[-1]
+    progress = read_state(newest)["progress"]
+    last = recipe.stages[-1].name if recipe.stages else ONLY_STAGE
+    if progress["stage_ended"] and progress["stage"] == last:
+        return None
+    planned = f" of {progress['planned_steps']}" if "planned_steps" in progress else ""
+    return (
+        f"warning: the run {run_folder} is unfinished: its newest checkpoint is that of step "
+        f"{step_of(newest)}{planned}; the weights used are those of step "
+        f"{step_of(used or newest)}; to go on: mtlcore train RECIPE --resume (or the verb that "
+        "began it, with --resume)"
+    )
 
 
 def prune(run_folder: Path, keep: int | None, best: Collection[int]) -> None:

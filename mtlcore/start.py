@@ -80,6 +80,8 @@ def take_over(run: Run) -> None:
         if source is not None:
             _copy_own(run, source, task)
     _carry_over(run, place)
+    if start.step is None and (told := checkpoint.unfinished(folder, before, place)):
+        run.note(told)
 
 
 def _start_run(folder: Path, start: StartRecipe) -> tuple[Recipe, Path]:

@@ -331,7 +331,7 @@ class Trainer:
             write_json(run.folder / "environment.json", run.environment())
         if recipe.report_to:
             run.accelerator.init_trackers(recipe.run_name or run.folder.name)
-        with Progress(sum(stage.steps for stage in self.stages), run.step) as progress:
+        with Progress(self._steps_from(0), run.step) as progress:
             if self.stage_ended:
                 self._go_on()
             while not self.stage_ended:
@@ -532,12 +532,17 @@ class Trainer:
         own = None if owner is None else self.run.tasks[owner].recipe.weight_decay
         return self.recipe.weight_decay if own is None else own
 
+    def _steps_from(self, index: int) -> int:
+        """The steps of a stage and those after it."""
+        return sum(stage.steps for stage in self.stages[index:])
+
     def progress_state(self) -> dict[str, Any]:
         """What the loop itself remembers, for checkpoints."""
         return {
             "stage": self.run.stage,
             "stage_start": self.stage_start,
             "stage_ended": self.stage_ended,
+            "planned_steps": self.stage_start + self._steps_from(self.stage_index),
             "active": self.run.active,
             "judge": self.judge.state(),
             "last_weights": self.last_weights,

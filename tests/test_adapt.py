@@ -111,6 +111,18 @@ def test_an_interrupted_adaptation_resumes_bit_identically(old_run: Path, tmp_pa
     assert all(torch.equal(value, finals[1][name]) for name, value in finals[0].items())
 
 
+def test_an_unfinished_run_can_be_adapted_but_not_without_a_word(
+    old_run: Path, tmp_path: Path
+) -> None:
+    unfinished = copied(old_run, tmp_path / "unfinished")
+    shutil.rmtree(unfinished / "checkpoints" / "step-000006")
+    run = mtlcore.adapt(
+        unfinished, old_run.parent / "new.yaml", max_steps=1, output_dir=tmp_path / "adapted"
+    )
+    told = "its newest checkpoint is that of step 4 of 6; the weights used are those of step 4"
+    assert sum(told in note for note in run.notes) == 1
+
+
 def test_an_adapted_run_can_be_adapted(old_run: Path, tmp_path: Path) -> None:
     first = mtlcore.adapt(
         old_run, old_run.parent / "new.yaml", max_steps=1, output_dir=tmp_path / "first"

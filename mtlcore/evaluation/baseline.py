@@ -69,7 +69,10 @@ def prepare(
             f"{path} holds no run", fix="give the folder of a run, or a recipe (a YAML file)"
         )
     loaded = read_recipe(path / RECIPE, overrides)
-    state = checkpoint.read_state(api.checkpoint_to_load(path, loaded.recipe, None))
+    used = api.checkpoint_to_load(path, loaded.recipe, None)
+    if told := checkpoint.unfinished(path, loaded.recipe, used):
+        loaded.notes.append(told)
+    state = checkpoint.read_state(used)
     return derive(loaded, path / BASELINE, tasks=tasks, auxiliary=auxiliary, state=state)
 
 

@@ -54,7 +54,9 @@ class KeptRun:
                 f"{self.folder} holds no run", fix="give the folder of a run, e.g. runs/demo"
             )
         self.recipe = read_recipe(self.folder / RECIPE, check_files=False).recipe
-        self.step = checkpoint.step_of(api.checkpoint_to_load(self.folder, self.recipe, None))
+        used = api.checkpoint_to_load(self.folder, self.recipe, None)
+        self.step = checkpoint.step_of(used)
+        self.unfinished = checkpoint.unfinished(self.folder, self.recipe, used)
         plugins = PluginManager.load(
             local=self.recipe.plugins.load, disable=self.recipe.plugins.disable
         )
@@ -103,6 +105,8 @@ class KeptRun:
             self.load().evaluate(self.split, save_as=self.split, resamples="auto")
             kept = self._kept(tasks)
             self.made = True
+        elif self.unfinished and self._run is None:  # a run that was loaded has said it
+            print(self.unfinished)
         self.answers = kept
 
     def _kept(self, tasks: Sequence[str]) -> dict[str, list[Prediction]]:

@@ -39,8 +39,17 @@ def notes_of(files: RunFiles) -> list[str]:
 
 
 def warnings_of(files: RunFiles) -> list[str]:
-    """The notes that are warnings."""
-    return [note for note in notes_of(files) if note.lower().startswith(WARNING)]
+    """That the run is unfinished, and the notes that are warnings."""
+    found = [note for note in notes_of(files) if note.lower().startswith(WARNING)]
+    logged, ended = files.steps[-1:], finite(files.result.get("step"))
+    if logged and not (ended is not None and ended >= logged[0]["step"]):
+        found.insert(
+            0,
+            f"The run is unfinished: its log ends at step {number(logged[0]['step'])}, and no "
+            "result.json tells of its end. To go on: mtlcore train RECIPE --resume (or the verb "
+            "that began it, with --resume).",
+        )
+    return found
 
 
 def data_part(files: RunFiles) -> Part | None:

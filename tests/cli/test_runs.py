@@ -65,6 +65,53 @@ def test_an_unknown_split_is_refused_before_anything_is_loaded(cli: CommandLine)
     assert "did you mean 'test'?" in err
 
 
+# -- runs that did not come to their end -------------------------------------------------------
+
+
+@pytest.fixture
+def unfinished(run: Path) -> Path:
+    """A run that was killed after step 4 of 6."""
+    shutil.rmtree(run / "checkpoints" / "step-000006")
+    (run / "result.json").unlink()
+    return run
+
+
+TOLD = "its newest checkpoint is that of step 4 of 6; the weights used are those of step 4;"
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "export", "audit"])
+def test_an_unfinished_run_is_told_once(cli: CommandLine, unfinished: Path, verb: str) -> None:
+    extra = ["--auditor", "counterfactual"] if verb == "audit" else []
+    code, out, err = cli(verb, unfinished, *extra)
+    assert code == 0, err
+    assert err.count(TOLD) == 1
+    assert TOLD not in out
+    assert "mtlcore train RECIPE --resume" in err
+
+
+def test_an_unfinished_run_is_told_where_its_kept_answers_are_compared(
+    cli: CommandLine, unfinished: Path, tiny_run: Path
+) -> None:
+    assert cli("evaluate", unfinished)[0] == 0
+    code, _, err = cli("review", unfinished, "--against", unfinished)
+    assert code == 0
+    assert TOLD in err
+    assert not any("unfinished" in note for note in mtlcore.load(tiny_run).notes)
+
+
+def test_the_report_of_an_unfinished_run_begins_with_that(
+    cli: CommandLine, unfinished: Path
+) -> None:
+    assert cli("report", unfinished)[0] == 0
+    page = (unfinished / "report" / "index.html").read_text()
+    assert "The run is unfinished: its log ends at step 6" in page
+
+
+def test_a_chosen_step_of_an_unfinished_run_is_named(unfinished: Path) -> None:
+    notes = mtlcore.load(unfinished, step=2).notes
+    assert any("step 4 of 6; the weights used are those of step 2;" in note for note in notes)
+
+
 # -- generate ----------------------------------------------------------------------------------
 
 
