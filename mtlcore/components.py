@@ -307,7 +307,7 @@ class Evaluator(Component):
 
 
 class Format(Component):
-    """Turns a raw row into an `Example`: implement `example`."""
+    """Turns a raw row into an `Example`: implement `example`, and `question` for new rows."""
 
     kind = "format"
     columns: Mapping[str, str] = {}  # required column -> what it holds
@@ -319,6 +319,20 @@ class Format(Component):
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens and labels of one row; raises `RowError` for a bad one."""
         raise NotImplementedError(f"format {self.name!r} must implement `example`")
+
+    def question(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
+        """A new row, whose answer is not known: the same prompt and options, nothing to learn.
+
+        This default takes the answer off what `example` makes, so its rows must bring one.
+        """
+        from mtlcore.data.example import without_answer
+
+        return without_answer(self.example(row, task=task, index=index, tokenizer=tokenizer))
+
+    @property
+    def reads_train_rows(self) -> bool:
+        """Whether `prepare` must see the train rows before a first row can be read."""
+        return type(self).prepare is not Format.prepare
 
 
 class Aggregator(Component):

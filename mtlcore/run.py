@@ -17,13 +17,22 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtlcore import seeds
+from mtlcore.data.loader import TaskLoader
+from mtlcore.data.readers import Table
+from mtlcore.data.sources import Rows
 from mtlcore.data.splits import SPLITS
 from mtlcore.data.tasks import Task, load_tasks
 from mtlcore.distributed import broadcast, is_main, on_cpu_processes
 from mtlcore.errors import MtlcoreError, UserError, did_you_mean
 from mtlcore.evaluation import bootstrap
 from mtlcore.evaluation.bootstrap import Resamples
-from mtlcore.evaluation.predictions import Prediction, predict, write_predictions
+from mtlcore.evaluation.predictions import (
+    Answer,
+    Prediction,
+    answer,
+    predict,
+    write_predictions,
+)
 from mtlcore.evaluation.scores import Scores, TaskScore
 from mtlcore.losses import Outputs
 from mtlcore.model import export
@@ -278,6 +287,25 @@ class Run:
                 self._require_answers(task, examples)
             answers[task.name] = predict(self, task, examples, outputs=outputs)
         return answers
+
+    def predict_rows(self, task: str, rows: Rows | Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Answer new rows of a task, which have its columns but need no label or completion.
+
+        They go through the task's format and template as its training rows do; the columns are
+        those of its files. A row that cannot be asked is a UserError.
+        """
+        chosen = self.task(task)
+        if not isinstance(rows, Rows):
+            table = Table([dict(row) for row in rows], None)
+            rows = Rows("rows", "", (("rows", table),))
+        loader = TaskLoader(self.recipe, task, self.tokenizer, self.plugins)
+        if loader.format.reads_train_rows:
+            loader.load(("train",))
+            loader.notes.clear()  # they are about the training
+        questions = loader.questions(rows)
+        for message in loader.notes:
+            self.note(message)
+        return answer(self, chosen, questions)
 
     def _keep(self, folder: Path, scores: Scores, answers: dict[str, list[Prediction]]) -> None:
         for name, predictions in answers.items():

@@ -59,6 +59,13 @@ class Example:
         return 1 if self.head else sum(label != IGNORED for label in self.labels)
 
 
+def without_answer(example: Example) -> Example:
+    """The same row as a question alone: no target, no label, no token to learn."""
+    ids = example.input_ids[: example.prompt_length]
+    ignored = (IGNORED,) * len(ids)
+    return replace(example, target="", input_ids=ids, labels=ignored, label=None)
+
+
 def head_row(example: Example) -> Example:
     """The same row for the head of its task: the prompt alone, answered by an option's index."""
     if example.head:

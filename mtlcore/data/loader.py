@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mtlcore.components import Format
 from mtlcore.data.cleaning import Key, clean_rows, repeated, text_key, whole_key
 from mtlcore.data.example import Example, RowError, head_row
 from mtlcore.data.holdout import hold_out
@@ -21,7 +22,6 @@ from mtlcore.errors import MtlcoreError, Problem, UserError, did_you_mean, neare
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mtlcore.components import Format
     from mtlcore.plugins import PluginManager
     from mtlcore.recipe import Recipe, SourceRecipe
 
@@ -318,11 +318,62 @@ class TaskLoader:
 
     def example(self, rows: Rows, number: int, form: Format | None = None) -> Example:
         """The example of one row, of any length; raises RowError if the row is bad."""
+        found = self._made((form or self.format).example, rows, number)
+        return found if self.recipe.head is None else head_row(found)
+
+    def questions(self, rows: Rows) -> list[Example]:
+        """New rows as the model is asked them; any row that cannot be asked is a UserError."""
+        rows, _ = clean_rows(rows, self.recipe.cleaning)
+        bad, found, cut, hint = [*rows.bad], [], 0, ""
+        if type(self.format).question is Format.question:
+            hint = f" (the format {self.format.name!r} has no `question`: it reads the answer too)"
+        for number in range(len(rows)):
+            try:
+                asked = self._made(self.format.question, rows, number)
+                fitted = self._fitted_question(asked)
+            except RowError as error:
+                bad.append(f"{rows.line(number)}: {error}{hint}")
+                continue
+            cut += fitted.prompt_length < asked.prompt_length
+            found.append(fitted)
+        if bad:
+            raise UserError(
+                f"task {self.name!r} cannot be asked these rows:\n  "
+                + "\n  ".join(bad[:SHOWN_BAD_ROWS])
+                + (f"\n  ({len(bad)} in all)" if len(bad) > SHOWN_BAD_ROWS else ""),
+                fix="mend them or take them out: no row is left without an answer",
+            )
+        if cut:
+            self.notes.append(
+                f"task {self.name!r}: the prompts of {cut} rows were cut at their beginning to "
+                f"training.max_length ({self.max_length})"
+            )
+        return found
+
+    def _fitted_question(self, asked: Example) -> Example:
+        if not asked.prompt_length:
+            raise UserError(
+                f"the format {self.format.name!r} gives no prompt to answer",
+                where=f"{self.where}.format",
+                fix="name a task whose format has one",
+            )
+        if self.recipe.head is not None:
+            asked = head_row(replace(asked, label=0))  # any label: what is learned from it is not
+        fitted: Example | None = asked
+        if needed_length(asked) > self.max_length:
+            cuts = self.recipe.overlong == "truncate"
+            fitted = fit(asked, self.max_length, "truncate", self.tokenizer) if cuts else None
+        if fitted is None:
+            raise RowError(
+                f"{needed_length(asked)} tokens, training.max_length is {self.max_length}"
+            )
+        return fitted
+
+    def _made(self, make: Callable[..., Example], rows: Rows, number: int) -> Example:
+        """What a method of the format makes of one row, its errors in the words of the recipe."""
         row = self.mapped(rows[number])
-        form = form or self.format
         try:
-            found = make_example(form, row, task=self.name, index=number, tokenizer=self.tokenizer)
-            return found if self.recipe.head is None else head_row(found)
+            return make_example(make, row, task=self.name, index=number, tokenizer=self.tokenizer)
         except RowError as error:
             raise RowError(self._with_columns_of_the_file(str(error))) from None
         except UserError as error:

@@ -13,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from mtlcore.data.readers import READERS, DamagedFileError, Row, Table
+from mtlcore.data.readers import READERS, DamagedFileError, Row, Table, read_json
 from mtlcore.errors import UserError, did_you_mean, nearest
 
 if TYPE_CHECKING:
@@ -117,6 +117,22 @@ def load_rows(source: SourceRecipe, task: str, where: str) -> Rows:
     if looks_local or near or not HUB_NAME.fullmatch(source.path):
         raise _missing(path, where)
     return _read_hub(source, task, where)
+
+
+def read_file(path: Path) -> Rows:
+    """Read all rows of one local file."""
+    if not path.is_file():
+        raise _missing(path, "")
+    return _read_files([path], str(path), "")
+
+
+def rows_of_text(data: bytes, name: str) -> Rows:
+    """The rows of JSON lines (or a JSON list) that lie in no file."""
+    try:
+        return Rows(name, hashlib.sha256(data).hexdigest(), ((name, read_json(data)),))
+    except DamagedFileError as error:
+        place = name if error.line is None else f"{name}:{error.line}"
+        raise UserError(f"{place}: {error}", fix="give one JSON object per line") from None
 
 
 def _read_files(paths: Sequence[Path], name: str, where: str) -> Rows:

@@ -13,8 +13,6 @@ from mtlcore.data.example import Example, RowError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mtlcore.components import Format
-
 CUT = "\ufdd0"
 """Stands within the spelling of a special token: what is on either side is tokenised apart.
 
@@ -25,14 +23,22 @@ the token all the same.
 
 
 def make_example(
-    form: Format, row: dict[str, Any], *, task: str, index: int, tokenizer: PreTrainedTokenizerBase
+    make: Callable[..., Example],
+    row: dict[str, Any],
+    *,
+    task: str,
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Example:
-    """The format's example of a row whose texts stay text; RowError if the row is bad."""
+    """What a format's `example` or `question` makes of a row whose texts stay text.
+
+    RowError if the row is bad.
+    """
     cut = _each_text(row, lambda text: cut_special(tokenizer, text))
     if cut == row:
-        return form.example(row, task=task, index=index, tokenizer=tokenizer)
+        return make(row, task=task, index=index, tokenizer=tokenizer)
     try:
-        example = form.example(cut, task=task, index=index, tokenizer=tokenizer)
+        example = make(cut, task=task, index=index, tokenizer=tokenizer)
     except RowError as error:
         raise RowError(uncut(str(error))) from None
     return replace(

@@ -180,7 +180,7 @@ class TaskChecker:
         form, mapped = self.loader.format, self.loader.mapped(row)
         with suppress(Exception):  # what a row is bad for is said when it is looked at
             example = make_example(
-                form, mapped, task=self.name, index=number, tokenizer=self.tokenizer
+                form.example, mapped, task=self.name, index=number, tokenizer=self.tokenizer
             )
             return example.prompt if example.prompt_length else example.target
         return None

@@ -43,6 +43,13 @@ def encode_start(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids + _following(tokenizer, rest)
 
 
+def encode_question(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
+    """The tokens of a prompt that is to be answered; RowError if it is empty."""
+    if not prompt.strip():
+        raise RowError("the prompt is empty (format: text trains on text without a prompt)")
+    return tuple(encode_prompt(tokenizer, prompt))
+
+
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The text's tokens and nothing else, as they follow other tokens."""
     return _following(tokenizer, text.split(CUT))
@@ -111,10 +118,8 @@ def encode_pair(
     Prompt and answer are tokenised apart, so that the prompt's tokens are the same with and without
     an answer; only the answer and the eos after it are trained. RowError if either is empty.
     """
-    if not prompt.strip():
-        raise RowError("the prompt is empty (format: text trains on text without a prompt)")
+    given = encode_question(tokenizer, prompt)
     if not target.strip():
         raise RowError("the target is empty: there is nothing to learn from this row")
-    given = encode_prompt(tokenizer, prompt)
     learned = [*encode_plain(tokenizer, join_space(prompt, target) + target), eos_id(tokenizer)]
     return (*given, *learned), (*[IGNORED] * len(given), *learned), len(given)

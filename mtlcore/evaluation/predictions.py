@@ -74,6 +74,46 @@ def predict(
     return _predictions(task, examples, losses, answers)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The model's answer to a new row; `row` is its number, from 0.
+
+    With options: `scores` as in `Prediction`, and `probabilities`, their softmax, by option.
+    """
+
+    task: str
+    row: int
+    output: str
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def answer(run: Run, task: Task, questions: Sequence[Example]) -> list[Answer]:
+    """Answer new rows of one task, in order, as `predict` answers those that are scored."""
+    if task.recipe.head is not None:
+        found = [asdict(p) for p in predict(run, task, questions)]
+    else:
+        found = [{} for _ in questions]
+        chosen = [i for i, question in enumerate(questions) if question.options]
+        generated = [i for i, question in enumerate(questions) if not question.options]
+        _choose(run, task, questions, chosen, found, lambda rows: None)
+        _generate(run, task, questions, generated, found, lambda rows: None)
+    answers = []
+    for question, given in zip(questions, found, strict=True):
+        scores = given.get("scores", ())
+        shares = torch.tensor(scores, dtype=torch.float64).softmax(-1).tolist()
+        answers.append(
+            Answer(
+                task.name,
+                question.row,
+                given["output"],
+                dict(zip(question.options, shares, strict=True)),
+                dict(zip(question.options, scores, strict=True)),
+            )
+        )
+    return answers
+
+
 def _predictions(
     task: Task,
     examples: Sequence[Example],

@@ -163,7 +163,7 @@ class Counterfactual(Auditor):
 
         row = self.lexicon.swap_all(original.fields)
         example = make_example(
-            task.format, row, task=task.name, index=original.row, tokenizer=run.tokenizer
+            task.format.example, row, task=task.name, index=original.row, tokenizer=run.tokenizer
         )
         if task.recipe.head is not None:
             example = head_row(example)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mtlcore.components import Format
@@ -64,30 +65,44 @@ class Classification(Format):
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one row and of every option."""
         label = self._label(row)
+        asked = self.question(row, task=task, index=index, tokenizer=tokenizer)
+        eos = eos_id(tokenizer)
+        learned = asked.option_ids[label]
+        if learned[-1] != eos:
+            learned = (*learned, eos)
+        return replace(
+            asked,
+            target=self.options[label],
+            input_ids=asked.input_ids + learned,
+            labels=asked.labels + learned,
+            label=label,
+        )
+
+    def question(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
+        """The tokens of the prompt and of every option."""
         prompt = self._template.render(row) if self._template else text_of(row, "text")
         if not prompt.strip():
             raise RowError("the prompt is empty" if self._template else "column 'text' is empty")
         if not self._template:
             prompt += "\nLabel:"
         given = tuple(encode_prompt(tokenizer, prompt))
-        option_ids = self._tokens(tokenizer, join_space(prompt, self.options[0]))
-        eos = eos_id(tokenizer)
-        learned = option_ids[label]
-        if learned[-1] != eos:
-            learned = (*learned, eos)
         return Example(
             task,
             index,
             prompt,
-            self.options[label],
-            given + learned,
-            (IGNORED,) * len(given) + learned,
+            "",
+            given,
+            (IGNORED,) * len(given),
             len(given),
             options=self.options,
-            option_ids=option_ids,
-            label=label,
+            option_ids=self._tokens(tokenizer, join_space(prompt, self.options[0])),
             fields=row,
         )
+
+    @property
+    def reads_train_rows(self) -> bool:
+        """The label set comes from them, unless the recipe gives it."""
+        return not self._given
 
     def _set(self, words: dict[str, str], count: int) -> None:
         """Take the map from keys to words; several keys may share a word."""

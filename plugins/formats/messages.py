@@ -36,12 +36,7 @@ class Messages(Format):
 
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one conversation."""
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"the tokenizer {tokenizer.name_or_path!r} has no chat template",
-                where=f"tasks.{task}.format",
-                fix="choose an instruct model, or format: prompt_completion",
-            )
+        require_template(tokenizer, task)
         messages = checked_messages(value_of(row, "messages"))
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
@@ -55,6 +50,18 @@ class Messages(Format):
             ):
                 raise RowError(f"message {turn} of the assistant is empty: nothing to learn")
         return self._example(messages, learned, row, task, index, tokenizer)
+
+    def question(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
+        """The tokens of a conversation that the assistant goes on; its own last word goes."""
+        require_template(tokenizer, task)
+        messages = checked_messages(value_of(row, "messages"))
+        if messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if not messages:
+            raise RowError("no message stands before the answer: there is nothing to go on from")
+        prompt = render(tokenizer, messages, answer_follows=True)
+        ids = tuple(encode_start(tokenizer, prompt))
+        return Example(task, index, prompt, "", ids, (IGNORED,) * len(ids), len(ids), fields=row)
 
     def _example(
         self,
@@ -88,6 +95,16 @@ class Messages(Format):
         target = messages[-1]["content"]
         labels[0] = IGNORED
         return Example(task, index, prompt, target, tuple(ids), tuple(labels), start, fields=row)
+
+
+def require_template(tokenizer: Any, task: str) -> None:
+    """UserError if the tokenizer cannot write conversations."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template",
+            where=f"tasks.{task}.format",
+            fix="choose an instruct model, or format: prompt_completion",
+        )
 
 
 def checked_messages(value: object) -> list[Message]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mtlcore.components import Format
-from mtlcore.data.example import Example, RowError
+from mtlcore.data.example import IGNORED, Example, RowError
 from mtlcore.data.fields import checked_text, kind_of, text_of, value_of
 from mtlcore.data.template import RowTemplate
-from mtlcore.data.tokens import encode_pair, encode_plain, encode_prompt, join_space
+from mtlcore.data.tokens import (
+    encode_pair,
+    encode_plain,
+    encode_prompt,
+    encode_question,
+    join_space,
+)
 
 
 class MultipleChoice(Format):
@@ -51,24 +58,32 @@ class MultipleChoice(Format):
         """The tokens of the question with its right answer, and of every answer."""
         options = self._options(row)
         label = self._label(row, options)
+        asked = self.question(row, task=task, index=index, tokenizer=tokenizer)
+        input_ids, labels, _ = encode_pair(tokenizer, asked.prompt, options[label])
+        return replace(
+            asked, target=options[label], input_ids=input_ids, labels=labels, label=label
+        )
+
+    def question(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
+        """The tokens of the question and of every answer."""
+        options = self._options(row)
         prompt = self._template.render(row) if self._template else text_of(row, "prompt")
-        input_ids, labels, length = encode_pair(tokenizer, prompt, options[label])
+        given = encode_question(tokenizer, prompt)
         plain = self._calibration.render(row) if self._calibration else ""
         return Example(
             task,
             index,
             prompt,
-            options[label],
-            input_ids,
-            labels,
-            length,
+            "",
+            given,
+            (IGNORED,) * len(given),
+            len(given),
             options=options,
             option_ids=tuple(
                 tuple(encode_plain(tokenizer, join_space(prompt, option) + option))
                 for option in options
             ),
             calibration_ids=tuple(encode_prompt(tokenizer, plain)) if plain else (),
-            label=label,
             fields=row,
         )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mtlcore.components import Format
-from mtlcore.data.example import Example
+from mtlcore.data.example import IGNORED, Example
 from mtlcore.data.fields import text_of
 from mtlcore.data.template import RowTemplate
-from mtlcore.data.tokens import encode_pair
+from mtlcore.data.tokens import encode_pair, encode_question
 
 
 class PromptCompletion(Format):
@@ -36,7 +36,16 @@ class PromptCompletion(Format):
 
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one row."""
-        prompt = self._prompt.render(row) if self._prompt else text_of(row, "prompt")
+        prompt = self._text(row)
         target = self._completion.render(row) if self._completion else text_of(row, "completion")
         input_ids, labels, prompt_length = encode_pair(tokenizer, prompt, target)
         return Example(task, index, prompt, target, input_ids, labels, prompt_length, fields=row)
+
+    def question(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
+        """The tokens of one prompt."""
+        prompt = self._text(row)
+        ids = encode_question(tokenizer, prompt)
+        return Example(task, index, prompt, "", ids, (IGNORED,) * len(ids), len(ids), fields=row)
+
+    def _text(self, row: dict[str, Any]) -> str:
+        return self._prompt.render(row) if self._prompt else text_of(row, "prompt")
