@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Collection
@@ -120,7 +121,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
     run.rows_drawn = list(state["rows_drawn"])
     _require_best(trainer, folder)
     if is_main():
-        _trim(run, "metrics.jsonl")
+        _trim(run, "metrics.jsonl", ended=trainer.stage_ended)
         _trim(run, "audits.jsonl")
         _supersede(run)
     barrier()
@@ -151,14 +152,19 @@ def component_states(folder: Path) -> dict[str, dict[str, Any]]:
     return states
 
 
-def _trim(run: Run, name: str) -> None:
-    """Drop the lines of steps after the checkpoint: they are about to be run and written again."""
+def _trim(run: Run, name: str, *, ended: bool = True) -> None:
+    """Drop the lines of what comes after the checkpoint: it is about to be written again.
+
+    That is all of later steps, and of this step what the end of a stage adds unless it has `ended`.
+    """
     path = run.folder / name
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [
-            line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step
-        ]
+        kept = []
+        for line in lines:
+            found = json.loads(line) if line.endswith("\n") else {"step": math.inf}
+            if found["step"] < run.step + (ended or "combined" not in found):
+                kept.append(line)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(kept), encoding="utf-8")
         os.replace(partial, path)

@@ -94,6 +94,13 @@ class Judge:
                 new |= best.see(value, step, greater_is_better=greater)
         return new
 
+    def weigh_up(self, scores: Scores) -> tuple[float, bool]:
+        """The value of the stage in scores not taken in, and whether its best beats them."""
+        value = self._value(scores.flat())
+        sign = 1 if self._greater_is_better() else -1
+        best = self.best.value
+        return value, best is not None and not sign * value >= sign * best  # NaN is worse, too
+
     def stale_tasks(self) -> list[str]:
         """Active tasks whose patience is over."""
         return [

@@ -421,17 +421,52 @@ class Trainer:
         self.save()
 
     def _take_best_weights(self) -> None:
-        """Those of the best evaluation; own ones of a task judged by itself: of its own best."""
+        """Those of the best evaluation; own ones of a task judged by itself: of its own best.
+
+        Unless these together score worse than the best evaluation did.
+        """
         run, judge = self.run, self.judge
         if judge.best.step is None:
             run.note(f"stage {run.stage!r} had no evaluation, so it ends with its last weights")
         elif judge.best.step != run.step:
             checkpoint.load_adapters_of(run, judge.best.step)
             run.note(f"the best model is that of step {judge.best.step}")
-        for name, best in judge.tasks.items():
-            if best.step not in (None, judge.best.step):
-                checkpoint.load_adapters_of(run, best.step, owner=run.task(name).index)
-                run.note(f"the own weights of {name} are those of step {best.step}")
+        own: dict[str, int | None] = {
+            name: best.step
+            for name, best in judge.tasks.items()
+            if best.step not in (None, judge.best.step)
+        }
+        for name, step in own.items():
+            checkpoint.load_adapters_of(run, step, owner=run.task(name).index)
+        # Where nothing is shared, each task answers as it did at its own best step.
+        if own and judge.best.step is not None and self.gradients.has_shared:
+            own = self._keep_if_not_worse(own)
+        for name, step in own.items():
+            run.note(f"the own weights of {name} are those of step {step}")
+
+    def _keep_if_not_worse(self, own: dict[str, int | None]) -> dict[str, int | None]:
+        """Score weights of several steps together; back to the stage's best where they are worse.
+
+        Returns the tasks that keep own weights of another step.
+        """
+        run, best = self.run, self.judge.best
+        started = time.perf_counter()
+        scores = self._score_eval_rows()
+        value, worse = self.judge.weigh_up(scores)
+        seconds = time.perf_counter() - started
+        found = {**scores.flat(), "eval_seconds": seconds}
+        steps = {run.stage: best.step, **own}
+        self._log({"step": run.step, "stage": run.stage, "combined": found, "from_steps": steps})
+        told = (
+            f"scored together, the weights of step {best.step} and the own ones of "
+            f"{', '.join(f'{name} (step {step})' for name, step in own.items())} have "
+            f"{self.judge.metric} {value:.4f}, those of step {best.step} alone {best.value:.4f}"
+        )
+        if worse:
+            checkpoint.load_adapters_of(run, best.step)
+            told += ": the stage ends with these"
+        run.note(told)
+        return {} if worse else own
 
     def _audit(self, auditors: list[Auditor]) -> None:
         run = self.run
@@ -466,15 +501,18 @@ class Trainer:
         """Score the eval split, remember the best, stop tasks whose patience is over."""
         run = self.run
         started = time.perf_counter()
-        scores = run.evaluate(
-            "eval",
-            outputs=self.recipe.eval_metrics or self.judge.needs_metrics,
-            max_rows=self.recipe.eval_max_rows,
-        )
+        scores = self._score_eval_rows()
         progress.evaluation(run.step, scores)
         values = {**scores.flat(), "eval_seconds": time.perf_counter() - started}
         self._log({"step": run.step, "stage": run.stage, **values})
         self._judge(scores)
+
+    def _score_eval_rows(self) -> Scores:
+        return self.run.evaluate(
+            "eval",
+            outputs=self.recipe.eval_metrics or self.judge.needs_metrics,
+            max_rows=self.recipe.eval_max_rows,
+        )
 
     def _judge(self, scores: Scores) -> None:
         run, judge = self.run, self.judge

@@ -6,14 +6,17 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import mtlcore
 from mtlcore import checkpoint
+from mtlcore.api import prepare
 from mtlcore.errors import RecipeError, UserError
 from mtlcore.judge import Best
+from mtlcore.progress import Progress
 from mtlcore.recipe_file import read_recipe
 from mtlcore.run import Run
 from mtlcore.trainer import Trainer
@@ -155,15 +158,21 @@ def own_of(state: Mapping[str, torch.Tensor], task: str) -> dict[str, torch.Tens
     return {name: value for name, value in state.items() if name.endswith(f"own:{task}")}
 
 
+@pytest.mark.parametrize("own_ranks", [6, 2])
 def test_a_task_stops_by_itself_and_keeps_its_best_own_weights(
-    tiny_model: Path, tmp_path: Path
+    own_ranks: int, tiny_model: Path, tmp_path: Path
 ) -> None:
+    """Unless they are worse beside the others' best: with few own ranks they are."""
     tasks = TASKS.replace("loss_weight: 2.0", "loss_weight: 2.0\n    early_stopping_patience: 2")
     training = training_part(
         tmp_path, max_steps=14, learning_rate=0.2, eval_steps=1, save_steps=1,
-        metric_for_best_model="eval_loss", load_best_model_at_end="true", save_total_limit=1,
+        metric_for_best_model="eval_loss", load_best_model_at_end="true", save_total_limit=20,
     )  # fmt: skip
-    run = mtlcore.train(write_tiny_recipe(tmp_path, tiny_model, tasks=tasks, training=training))
+    sharing = f"{{shared: {1 if own_ranks == 6 else 4}, own: {own_ranks}}}"
+    recipe = write_tiny_recipe(
+        tmp_path, tiny_model, tasks=tasks, training=training, sharing=sharing
+    )
+    run = mtlcore.train(recipe)
     lines = metrics(run.folder)
     losses = {e["step"]: e["eval_spelling_loss"] for e in lines if "eval_loss" in e}
     rows = {line["step"]: line["rows"] for line in lines if "rows" in line}
@@ -174,10 +183,53 @@ def test_a_task_stops_by_itself_and_keeps_its_best_own_weights(
     best = min(seen, key=seen.__getitem__)
     assert stopped == best + 2
     end = final_adapters(run.folder)
-    kept = checkpoint.read_adapters(checkpoint.checkpoint_folder(run.folder, best))
+    overall = {e["step"]: e["eval_loss"] for e in lines if "eval_loss" in e}
+    of_stage = min(overall, key=overall.__getitem__)
+    [combined] = [line for line in lines if "combined" in line]
+    assert combined["from_steps"] == {"train": of_stage, "spelling": best}
+    is_kept = combined["combined"]["eval_loss"] <= overall[of_stage]
+    assert is_kept == (own_ranks == 6), "the case must be what it is for"
+    source = best if is_kept else of_stage
+    kept = checkpoint.read_adapters(checkpoint.checkpoint_folder(run.folder, source))
     for name, value in own_of(end, "spelling").items():
         assert torch.equal(value, kept[name]), name
-    assert any(f"those of step {best}" in note for note in run.notes)
+    assert is_kept == any(f"spelling are those of step {best}" in note for note in run.notes)
+    [told] = [note for note in run.notes if "scored together" in note]
+    assert f"eval_loss {combined['combined']['eval_loss']:.4f}" in told
+    assert f"step {of_stage} alone {overall[of_stage]:.4f}" in told
+    score = run.evaluate("eval", outputs=False).loss
+    assert score == (combined["combined"]["eval_loss"] if is_kept else overall[of_stage])
+    shutil.rmtree(checkpoint.checkpoints(run.folder)[-1])
+    mtlcore.train(recipe, resume=True)
+    assert timeless(metrics(run.folder)) == timeless(lines)
+    for name, value in final_adapters(run.folder).items():
+        assert torch.equal(value, end[name]), name
+
+
+def test_a_stage_that_is_ended_again_scores_its_weights_once(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """A run that was killed between the last step and the end of the stage."""
+    tasks = TASKS.replace("loss_weight: 2.0", "loss_weight: 2.0\n    early_stopping_patience: 2")
+    training = training_part(
+        tmp_path, max_steps=14, learning_rate=0.2, eval_steps=1, save_steps=1,
+        metric_for_best_model="eval_loss", load_best_model_at_end="true", save_total_limit=20,
+    )  # fmt: skip
+    recipe = write_tiny_recipe(
+        tmp_path, tiny_model, tasks=tasks, training=training, sharing="{shared: 1, own: 6}"
+    )
+    folder = mtlcore.train(recipe).folder
+    lines, end = timeless(metrics(folder)), final_adapters(folder)
+    trainer = prepare(read_recipe(recipe), resume=checkpoint.checkpoint_folder(folder, 13))
+    trainer.recipe = trainer.recipe.model_copy(update={"load_best_model_at_end": False})
+    trainer._train_stage(Progress(14, 13))
+    trainer.save()  # as a checkpoint of the last step before the end of the stage is
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 14, "stage": "train", "combined": {}}) + "\n")
+    mtlcore.train(recipe, resume=True)
+    assert timeless(metrics(folder)) == lines
+    for name, value in final_adapters(folder).items():
+        assert torch.equal(value, end[name]), name
 
 
 def test_a_stage_ends_when_all_its_tasks_have_stopped(tiny_model: Path, tmp_path: Path) -> None:
@@ -197,6 +249,22 @@ def test_weight_decay_of_a_task_acts_on_its_own_weights(tiny_model: Path, tmp_pa
     decays = {g["name"]: g["weight_decay"] for g in trainer.optimizer.param_groups}
     assert decays["own:spelling"] == 0.5
     assert {decays[name] for name in decays if name != "own:spelling"} == {0.0}
+
+
+def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines without what a clock or the machine says."""
+
+    def is_number(key: str) -> bool:
+        return not key.endswith(("seconds", "memory_mb"))
+
+    return [
+        {
+            key: {k: v for k, v in value.items() if is_number(k)} if key == "combined" else value
+            for key, value in line.items()
+            if is_number(key)
+        }
+        for line in lines
+    ]
 
 
 # -- what a resumed run does not do twice --------------------------------------------------------

@@ -102,6 +102,8 @@ class RunFiles:
             if isinstance(step, bool) or not isinstance(step, int | float):
                 self.problems.append("metrics.jsonl has lines without a step: they are left out")
                 continue
+            if "combined" in line:  # weights of several steps: no point of a curve
+                continue
             # A resumed run begins again at an earlier step: what it overtakes is of a dead branch.
             if "losses" in line and step <= last:
                 steps = {at: found for at, found in steps.items() if at < step}
