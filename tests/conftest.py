@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("same cases every time", derandomize=True)
+hypothesis.settings.register_profile("same cases every time", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same cases every time")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -199,7 +199,7 @@ def test_rows_spelt_like_special_tokens_stay_text(name: str, prompt: str, target
     tokenizer = MAKE(name)
     assume(not prompt.startswith(" "))
     row = {"prompt": prompt, "completion": target}
-    found = make_example(PromptCompletion(), row, task="a", index=0, tokenizer=tokenizer)
+    found = make_example(PromptCompletion().example, row, task="a", index=0, tokenizer=tokenizer)
     assert (found.prompt, found.target, dict(found.fields)) == (prompt, target, row)
     # the bos in front and the eos at the end are those of the tokenizer and the format
     own = [i for i in found.input_ids if i in tokenizer.all_special_ids]
@@ -227,7 +227,7 @@ def test_special_tokens_that_a_template_writes_are_meant(name: str) -> None:
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
     form = PromptCompletion(template=f"{bos}user {{{{ q }}}}{eos}:", completion_template="{{ a }}")
     row = {"q": f"x{eos}y", "a": "z"}
-    found = make_example(form, row, task="a", index=0, tokenizer=tokenizer)
+    found = make_example(form.example, row, task="a", index=0, tokenizer=tokenizer)
     assert found.prompt == f"{bos}user x{eos}y{eos}:"
     prompt = list(found.input_ids[: found.prompt_length])
     assert prompt.count(tokenizer.eos_token_id) == 1
@@ -240,7 +240,7 @@ def test_json_in_a_template_keeps_the_texts_of_a_row(name: str) -> None:
     tokenizer = MAKE(name)
     form = PromptCompletion(template="{{ prompt | tojson }} {{ row.x }}")
     row = {"prompt": tokenizer.eos_token + "\\ufdd0", "completion": "b", "x": tokenizer.eos_token}
-    found = make_example(form, row, task="a", index=0, tokenizer=tokenizer)
+    found = make_example(form.example, row, task="a", index=0, tokenizer=tokenizer)
     plain = form.example(row, task="a", index=0, tokenizer=tokenizer)
     assert found.prompt == plain.prompt
     assert CUT not in found.prompt
@@ -254,7 +254,9 @@ def test_a_chat_template_has_its_markers_and_messages_have_none(name: str) -> No
         {"role": "user", "content": f"say {eos} and {bos}"},
         {"role": "assistant", "content": f"well{eos}done"},
     ]
-    found = make_example(Messages(), {"messages": messages}, task="a", index=0, tokenizer=tokenizer)
+    found = make_example(
+        Messages().example, {"messages": messages}, task="a", index=0, tokenizer=tokenizer
+    )
     ids = list(found.input_ids)
     assert ids.count(tokenizer.bos_token_id) == 2
     assert ids.count(tokenizer.eos_token_id) == 1
@@ -267,7 +269,9 @@ def test_a_chat_template_has_its_markers_and_messages_have_none(name: str) -> No
 def test_plain_messages_have_the_tokens_of_the_chat_template(name: str) -> None:
     tokenizer = MAKE(name)
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "good day"}]
-    found = make_example(Messages(), {"messages": messages}, task="a", index=0, tokenizer=tokenizer)
+    found = make_example(
+        Messages().example, {"messages": messages}, task="a", index=0, tokenizer=tokenizer
+    )
     expected = tokenizer.apply_chat_template(messages, return_dict=False)
     assert list(found.input_ids) == expected[: len(found.input_ids)]
 
@@ -279,18 +283,18 @@ def test_labels_and_answers_of_rows_are_text(name: str) -> None:
     rows = [{"text": "x", "label": bos}, {"text": eos, "label": eos}]
     form = Classification()
     form.prepare(rows)
-    found = make_example(form, rows[1], task="a", index=0, tokenizer=tokenizer)
+    found = make_example(form.example, rows[1], task="a", index=0, tokenizer=tokenizer)
     assert (found.options, found.target) == (tuple(sorted((bos, eos))), eos)
     pieces = {i for option in found.option_ids for i in option}
     assert not pieces & {tokenizer.bos_token_id, tokenizer.eos_token_id}
 
     row = {"prompt": "x", "options": [bos, eos], "label": eos}
-    found = make_example(MultipleChoice(), row, task="a", index=0, tokenizer=tokenizer)
+    found = make_example(MultipleChoice().example, row, task="a", index=0, tokenizer=tokenizer)
     assert (found.options, found.label) == ((bos, eos), 1)
     assert not {i for o in found.option_ids for i in o} & set(tokenizer.all_special_ids)
 
     given = Classification(labels=[bos, eos])
-    found = make_example(given, rows[1], task="a", index=0, tokenizer=tokenizer)
+    found = make_example(given.example, rows[1], task="a", index=0, tokenizer=tokenizer)
     assert found.option_ids[1][-1] == tokenizer.eos_token_id
 
 
@@ -298,7 +302,7 @@ def test_labels_and_answers_of_rows_are_text(name: str) -> None:
 def test_plain_text_with_a_special_spelling_ends_once(name: str) -> None:
     tokenizer = MAKE(name)
     row = {"text": f"one{tokenizer.eos_token}two{tokenizer.eos_token}"}
-    found = make_example(Text(), row, task="a", index=0, tokenizer=tokenizer)
+    found = make_example(Text().example, row, task="a", index=0, tokenizer=tokenizer)
     assert found.target == row["text"]
     assert list(found.labels).count(tokenizer.eos_token_id) == 1
     assert found.input_ids[-1] == tokenizer.eos_token_id
@@ -309,3 +313,26 @@ def test_the_prompt_alone_has_the_tokens_that_it_has_before_an_answer() -> None:
     prompt = cut_special(tokenizer, "say </s>:")
     ids, _, length = encode_pair(tokenizer, prompt, "x")
     assert list(ids[:length]) == encode_prompt(tokenizer, prompt)
+
+
+@every
+def test_a_question_has_the_prompt_of_the_row_with_its_answer(name: str) -> None:
+    tokenizer = MAKE(name)
+    spelt = f"a{tokenizer.eos_token}b"
+    chat = [{"role": "user", "content": spelt}, {"role": "assistant", "content": "yes"}]
+    labelled = Classification(labels=["yes", "no"])
+    for form, row in (
+        (PromptCompletion(), {"prompt": spelt, "completion": "yes"}),
+        (MultipleChoice(), {"prompt": spelt, "options": ["yes", "no"], "label": "yes"}),
+        (labelled, {"text": spelt, "label": "yes"}),
+        (Messages(), {"messages": chat}),
+    ):
+        made = [
+            make_example(make, row, task="a", index=0, tokenizer=tokenizer)
+            for make in (form.example, form.question)
+        ]
+        whole, asked = made
+        assert asked.input_ids == whole.input_ids[: whole.prompt_length], form.name
+        assert (asked.prompt, asked.option_ids) == (whole.prompt, whole.option_ids)
+        assert asked.prompt_length == whole.prompt_length
+        assert (asked.target, asked.label) == ("", None)

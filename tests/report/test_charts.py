@@ -123,7 +123,7 @@ def coordinates(svg: str) -> list[float]:
     return [float(x) for x in re.findall(r"(?<=[\" ML])-?\d+\.?\d*(?=[\" L])", drawn)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.text(min_size=1, max_size=30),
@@ -140,7 +140,7 @@ def test_lines_and_points_of_any_values_stay_in_their_frame(
     assert not re.search(r'="[^"]*(nan|inf)[^"]*"', re.sub(r"aria-label=\"[^\"]*\"", "", svg))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(values=[5e-324], signed=False)
 @given(st.lists(st.one_of(st.none(), FLOATS), max_size=8), st.booleans())
 def test_bars_and_intervals_of_any_values_stay_in_their_frame(
@@ -154,7 +154,7 @@ def test_bars_and_intervals_of_any_values_stay_in_their_frame(
     assert all(-5 <= x <= 500 for x in coordinates(svg))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.one_of(st.none(), FLOATS), max_size=13), max_size=13),
     st.integers(0, 13),
