@@ -11,9 +11,10 @@ from mtlcore.api import prepare
 from mtlcore.errors import UserError
 from mtlcore.recipe_file import read_part, read_recipe, recipe_from_mapping
 from mtlcore.run import RECIPE, Run, write_json
+from mtlcore.start import trained_tasks
 
 if TYPE_CHECKING:
-    from mtlcore.evaluation.scores import Scores
+    from mtlcore.evaluation.scores import Scores, TaskScore
     from mtlcore.recipe_file import LoadedRecipe
 
 STAGE = "adapt"
@@ -117,14 +118,15 @@ def forgetting(run: Run, before: Path, after: Scores) -> dict[str, Any]:
     `change` is after - before, its sign such that positive is better. `mean_change` is the mean
     over the old tasks that have a metric, each mapped to 0 .. 1 first: the backward transfer of
     Lopez-Paz & Ranzato (NeurIPS 2017, https://arxiv.org/abs/1706.08840) for one added stage.
+    `new_tasks` have no score before: the old run knows nothing of them.
     """
     old = json.loads(before.read_text(encoding="utf-8"))["tasks"]
     rows: dict[str, dict[str, Any]] = {}
     changes: list[float] = []
     for name, scores in old.items():
         now = after.by_task[name]
-        metric = now.primary or "loss"
-        was, is_now = scores[metric], now.metrics[metric] if now.primary else now.loss
+        metric, is_now = _headline(now)
+        was = scores[metric]
         evaluators = run.evaluators[name]
         sign = 1 if evaluators and evaluators[0].greater_is_better else -1
         rows[name] = {
@@ -138,5 +140,15 @@ def forgetting(run: Run, before: Path, after: Scores) -> dict[str, Any]:
     return {
         "split": after.split,
         "tasks": rows,
+        "new_tasks": {
+            name: dict(zip(("metric", "after"), _headline(now), strict=True))
+            for name, now in after.by_task.items()
+            if name in trained_tasks(run.recipe)
+        },
         "mean_change": sum(changes) / len(changes) if changes else None,
     }
+
+
+def _headline(score: TaskScore) -> tuple[str, float]:
+    """The primary metric of a task and its value; the loss without a metric."""
+    return (score.primary, score.metrics[score.primary]) if score.primary else ("loss", score.loss)

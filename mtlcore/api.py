@@ -38,7 +38,7 @@ def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Train
     folder = loaded.output_dir
     start = _checkpoint_to_resume(folder, resume)
     if start is not None:
-        _require_same_recipe(loaded.recipe, folder)
+        require_same_recipe(loaded.recipe, folder)
     run = Run(loaded.recipe, folder)
     for note in loaded.notes:
         run.note(note)
@@ -70,7 +70,7 @@ MAY_CHANGE = (
 """Keys of `training` that a resumed run may change: they touch neither rows nor gradients."""
 
 
-def _require_same_recipe(recipe: Recipe, folder: Path) -> None:
+def require_same_recipe(recipe: Recipe, folder: Path) -> None:
     """Refuse to go on with another seed, split, rank, method ...: that would be another run."""
     if not (folder / RECIPE).is_file():
         return

@@ -63,6 +63,8 @@ def test_a_run_starts_exactly_as_the_old_one_ended(old_run: Path, tmp_path: Path
         assert row["before"] == scores.by_task[name].metrics[row["metric"]]
         assert row["after"] == now.by_task[name].metrics[row["metric"]]
         assert row["change"] == row["after"] - row["before"]
+    new = now.by_task["definitions"].metrics["rouge_l"]
+    assert told["new_tasks"] == {"definitions": {"metric": "rouge_l", "after": new}}
     before = json.loads((run.folder / "predictions/before/scores.json").read_text())
     for name in told["tasks"]:
         assert before["tasks"][name]["loss"] == pytest.approx(scores.by_task[name].loss, rel=1e-6)

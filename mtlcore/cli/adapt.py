@@ -27,7 +27,7 @@ def adapt(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Teach a finished run new tasks; shows what became of the old ones."""
+    """Teach a finished run new tasks; shows their scores and what became of the old ones."""
     from mtlcore.adaptation import FORGETTING
     from mtlcore.adaptation import adapt as add_tasks
 
@@ -53,15 +53,18 @@ def _print(result: dict[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"old tasks before and after, on {result['split']}")
+    table = Table(title=f"tasks before and after, on {result['split']}")
     for column in ("task", "metric", "before", "after", "change"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
-    rows = result["tasks"]
+    rows, new = result["tasks"], result["new_tasks"]
     assert isinstance(rows, dict)
+    assert isinstance(new, dict)
     for name, row in rows.items():
         numbers = [f"{row[key]:.3f}" for key in ("before", "after")]
         table.add_row(name, row["metric"], *numbers, f"{row['change']:+.3f}")
+    for name, row in new.items():
+        table.add_row(name, row["metric"], "", f"{row['after']:.3f}", "new")
     if isinstance(mean := result["mean_change"], float):
         table.add_section()
-        table.add_row("mean", "", "", "", f"{mean:+.3f}")
+        table.add_row("mean of the old", "", "", "", f"{mean:+.3f}")
     Console().print(table)

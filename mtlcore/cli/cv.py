@@ -23,17 +23,25 @@ def cv(
         str | None,
         typer.Option(metavar="COLUMN|none", help="Equal shares in all folds; default the label."),
     ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="[auto]", help="Keep finished folds, go on with the interrupted one."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Cross-validate a recipe: k runs, mean and standard deviation of every score."""
+    from mtlcore.errors import UserError
     from mtlcore.recipe_file import read_recipe
+
+    if resume not in (None, "auto"):
+        raise UserError(f"--resume {resume!r}: folds go on as a whole", fix="give --resume alone")
 
     loaded = read_recipe(recipe, overrides or ())
 
     from mtlcore.evaluation.folds import FOLDER, cross_validate, table
 
     with only_results_on_stdout():
-        found = cross_validate(loaded, folds, by=by, stratify=stratify)
+        found = cross_validate(loaded, folds, by=by, stratify=stratify, resume=resume == "auto")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

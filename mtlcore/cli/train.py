@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,7 +52,7 @@ def exit_if_audit_failed(run: Run) -> None:
 def complete_bare_resume(args: list[str]) -> list[str]:
     """`--resume` without a value means `--resume auto`.
 
-    What follows is no value when it is a flag, a `key=value` or the recipe itself.
+    What follows is no value when it is a flag, a `key=value`, the recipe itself or a run's folder.
     """
     completed = []
     for arg, following in zip(args, [*args[1:], None], strict=False):
@@ -61,6 +62,7 @@ def complete_bare_resume(args: list[str]) -> list[str]:
             or following.startswith("-")
             or "=" in following
             or following.endswith((".yaml", ".yml"))
+            or Path(following, "recipe.yaml").is_file()
         ):
             completed.append("auto")
     return completed

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtlcore import api
+from mtlcore import api, checkpoint
 from mtlcore.data.sources import load_rows
 from mtlcore.data.tasks import Task, load_tasks
 from mtlcore.errors import MtlcoreError, UserError, did_you_mean
+from mtlcore.evaluation.kept import KeptRun
+from mtlcore.evaluation.scores import Scores, TaskScore
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe
@@ -32,8 +34,6 @@ from mtlcore.run import load_tokenizer, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from mtlcore.evaluation.scores import Scores
 
 FOLDER, RESULT = "cv", "cv.json"
 NO_COLUMN = "none"
@@ -63,6 +63,7 @@ def cross_validate(
     *,
     by: str | None = None,
     stratify: str | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train and score k runs; mean and standard deviation per task go to ``cv.json``.
 
@@ -70,32 +71,78 @@ def cross_validate(
     in every fold; by default that of the labels, "none" for no column. Where they are not given, a
     task's own `split.by` and `split.stratify` hold. The runs lie in ``cv/fold-1`` ... of the
     recipe's run folder. All that can be wrong with the folds is said before any training.
+    With `resume` folds that were scored are kept, and the interrupted one goes on.
     """
     folder = loaded.output_dir / FOLDER
-    if folder.exists():
+    if folder.exists() and not resume:
         raise UserError(
             f"{folder} already holds a cross-validation",
-            fix="choose another training.output_dir, or delete the folder",
+            fix="go on with --resume, choose another training.output_dir, or delete the folder",
+        )
+    if resume and not folder.exists():
+        raise UserError(
+            f"there is no cross-validation in {folder}", fix="start it without --resume first"
         )
     plans = plan_folds(loaded.recipe, folds, by=by, stratify=stratify)
-    write_folds(plans, folds, folder / "data")
+    write_folds(plans, folds, folder / "data", keep=any(folder.glob("fold-*")))
     recipes = [fold_recipe(loaded.recipe, plans, fold, folds, folder) for fold in range(folds)]
     try:  # a fold whose rows cannot be read is found before the first is trained
         for recipe in recipes:
             _load(recipe)
     except MtlcoreError:
-        shutil.rmtree(folder)
+        if not any(folder.glob("fold-*")):
+            shutil.rmtree(folder)
         raise
     scores = []
     for recipe in recipes:
-        trainer = api.prepare(LoadedRecipe(recipe, loaded.notes, loaded.path, loaded.sources))
-        trainer.train()
-        scores.append(trainer.run.evaluate("eval", save_as="eval"))
-        del trainer
+        scores.append(_run_fold(LoadedRecipe(recipe, loaded.notes, loaded.path, loaded.sources)))
         gc.collect()  # one model at a time: modules and hooks refer to each other
     found = summary(plans, scores)
     write_json(loaded.output_dir / RESULT, found)
     return found
+
+
+def _run_fold(loaded: LoadedRecipe) -> Scores:
+    """Train and score one fold, from where it was left; or what it was scored, if it was."""
+    folder = loaded.output_dir
+    if folder.exists() and not checkpoint.checkpoints(folder):
+        shutil.rmtree(
+            folder
+        )  # killed before its first checkpoint: nothing in it can be gone on from
+    if folder.exists():
+        api.require_same_recipe(loaded.recipe, folder)
+        if (found := _kept_scores(folder)) is not None:
+            return found
+    trainer = api.prepare(loaded, resume=folder.exists())
+    trainer.train()
+    return trainer.run.evaluate("eval", save_as="eval")
+
+
+def _kept_scores(folder: Path) -> Scores | None:
+    """The scores of a fold that was trained to its end and scored; else None."""
+    kept = KeptRun(folder, "eval")
+    try:
+        file = folder / "predictions" / "eval" / "scores.json"
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not (folder / "result.json").is_file() or found["step"] != kept.step:
+            return None
+        tasks = {name: _task_score(kept, name, values) for name, values in found["tasks"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Scores(found["split"], tasks, kept.aggregator.aggregate)
+
+
+def _task_score(kept: KeptRun, task: str, found: dict[str, Any]) -> TaskScore:
+    metrics = {name: v for name, v in found.items() if name not in ("loss", "rows", "interval")}
+    first = next(iter(kept.evaluators[task]), None)
+    return TaskScore(
+        loss=found["loss"],
+        rows=found["rows"],
+        metrics=metrics,
+        primary=first.name if first else None,
+        value=first.normalized(metrics[first.name]) if first else None,
+        auxiliary=kept.is_auxiliary(task),
+    )
 
 
 def plan_folds(
@@ -218,8 +265,13 @@ def _deal(plan: TaskFolds, folds: int, seed: int) -> list[int]:
     return fold_of
 
 
-def write_folds(plans: Sequence[TaskFolds], folds: int, folder: Path) -> None:
-    """``<task>/fold-1.jsonl`` ..., ``<task>/test.jsonl``; UserError for what JSON cannot hold."""
+def write_folds(
+    plans: Sequence[TaskFolds], folds: int, folder: Path, *, keep: bool = False
+) -> None:
+    """``<task>/fold-1.jsonl`` ..., ``<task>/test.jsonl``; UserError for what JSON cannot hold.
+
+    With `keep` runs have begun on them: then they must be what they were.
+    """
     texts: dict[Path, str] = {}
     for plan in plans:
         parts = {f"fold-{fold + 1}.jsonl": plan.rows_of(fold) for fold in range(folds)}
@@ -228,6 +280,12 @@ def write_folds(plans: Sequence[TaskFolds], folds: int, folder: Path) -> None:
         for name, rows in parts.items():
             texts[folder / plan.task / name] = "".join(_line(row, plan.task) for row in rows)
     for path, text in texts.items():
+        if keep and not (path.is_file() and path.read_bytes() == text.encode()):
+            raise UserError(
+                f"the folds are not those of the cross-validation to be resumed: {path} differs",
+                fix="give the same --folds, --by, --stratify and rows, or choose another "
+                "training.output_dir",
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 

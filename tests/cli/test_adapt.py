@@ -23,7 +23,9 @@ def test_an_adaptation_goes_on_from_its_newest_checkpoint(
     assert code == 0
     assert f"run folder: {tmp_path / 'adapted'}" in "".join(out.splitlines())
     before = json.loads((tmp_path / "adapted" / "forgetting.json").read_text())
-    code, _, err = cli(*command, "--resume")
+    assert list(before["new_tasks"]) == ["parity"]
+    assert "loss" in out and "new" in out  # noqa: PT018
+    code, _, err = cli(command[0], "--resume", *command[1:])
     assert code == 0
     assert "resumed from" in err
     assert "there is nothing left to train" in err

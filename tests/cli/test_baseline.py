@@ -25,7 +25,7 @@ def test_the_baseline_of_a_run_is_trained_in_it_and_compared_with_it(
     code, _, err = cli("baseline", run)
     assert code == 2
     assert "already holds a run" in err
-    code, out, _ = cli("baseline", run, "training.max_steps=2", "--task", "sentiment", "--resume")
+    code, out, _ = cli("baseline", "--resume", run, "training.max_steps=2", "--task", "sentiment")
     assert code == 0  # nothing is left to train: the tables are printed again
     assert "single-task baselines on test" in out
     assert "delta_m" in out

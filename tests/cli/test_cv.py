@@ -21,6 +21,11 @@ def test_cv_prints_mean_and_deviation_of_every_task(
     code, out, _ = cli("cv", recipe, "training.max_steps=1", other, "--folds", "2", "--json")
     assert code == 0
     assert json.loads(out) == json.loads((tmp_path / "other" / "cv.json").read_text())
+    again = ["cv", "--resume", recipe, "training.max_steps=1", other, "--folds", "2", "--json"]
+    assert cli(*again)[:2] == (0, out)
+    code, _, err = cli("cv", recipe, "--resume", tmp_path / "step")
+    assert code == 2
+    assert "fix: give --resume alone" in err
 
 
 def test_too_few_folds_are_refused(cli: CommandLine, tiny_model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from mtlcore.evaluation import folds
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe_file import LoadedRecipe, read_recipe
 from mtlcore.run import load_tokenizer
+from tests.command_line import contents
 from tests.helpers import write_jsonl
 from tests.recipes import write_tiny_recipe
 
@@ -24,7 +26,7 @@ COUNTS = {"sentiment": 46, "spelling": 30, "definitions": 18}  # train and eval
 
 @pytest.fixture
 def tiny(tiny_model: Path, tmp_path: Path) -> LoadedRecipe:
-    training = f"{{output_dir: {tmp_path / 'run'}, max_steps: 2, max_length: 96}}"
+    training = f"{{output_dir: {tmp_path / 'run'}, max_steps: 2, save_steps: 1, max_length: 96}}"
     return read_recipe(write_tiny_recipe(tmp_path, tiny_model, training=training))
 
 
@@ -161,6 +163,42 @@ def test_cross_validation_trains_k_runs_and_summarises_them(tiny: LoadedRecipe) 
     assert json.loads((tiny.output_dir / folds.RESULT).read_text()) == found
     with pytest.raises(UserError, match="already holds a cross-validation"):
         folds.cross_validate(tiny, 2)
+
+
+@pytest.mark.parametrize("left", ["no checkpoint", "a checkpoint", "all but the score"])
+def test_an_interrupted_cross_validation_goes_on_to_the_same_result(
+    left: str, tiny: LoadedRecipe
+) -> None:
+    """Whatever was left of the second fold; the first is not touched, the third had not begun."""
+    whole = folds.cross_validate(tiny, 3)
+    folder = tiny.output_dir / "cv"
+    (tiny.output_dir / folds.RESULT).unlink()
+    shutil.rmtree(folder / "fold-3")
+    second = folder / "fold-2"
+    shutil.rmtree(second / "predictions")
+    if left != "all but the score":
+        (second / "result.json").unlink()
+        shutil.rmtree(second / "checkpoints" / "step-000002")
+    if left == "no checkpoint":
+        shutil.rmtree(second / "checkpoints" / "step-000001")
+    before = contents(folder / "fold-1")
+    assert folds.cross_validate(tiny, 3, resume=True) == whole
+    assert contents(folder / "fold-1") == before
+    assert json.loads((tiny.output_dir / folds.RESULT).read_text()) == whole
+
+
+def test_only_the_same_folds_can_be_resumed(tiny: LoadedRecipe) -> None:
+    with pytest.raises(UserError, match="there is no cross-validation in"):
+        folds.cross_validate(tiny, 2, resume=True)
+    folds.cross_validate(tiny, 2)
+    with pytest.raises(UserError, match=r"the folds are not those .*fold-1.jsonl differs"):
+        folds.cross_validate(tiny, 3, resume=True)
+    lora = tiny.recipe.lora.model_copy(update={"r": 3})
+    other = LoadedRecipe(
+        tiny.recipe.model_copy(update={"lora": lora}), tiny.notes, tiny.path, tiny.sources
+    )
+    with pytest.raises(UserError, match=r"lora.r: 4 -> 3"):
+        folds.cross_validate(other, 2, resume=True)
 
 
 # -- bad input ---------------------------------------------------------------------------------
