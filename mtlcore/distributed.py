@@ -47,6 +47,19 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def sum_by_name(values: dict[str, float]) -> dict[str, float]:
+    """Sum numbers of the same name over all processes; a name need not be known to all."""
+    if not _active():
+        return values
+    of_all: list[dict[str, float]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(of_all, values)
+    sums: dict[str, float] = {}
+    for found in of_all:  # in the order of ranks: every process gets the same bits
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Set tensors, in place, to those of the first process."""
     if not _active():

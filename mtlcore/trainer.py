@@ -16,7 +16,7 @@ from transformers import get_scheduler
 
 from mtlcore import checkpoint
 from mtlcore.data.batches import Batch, collate, deal, plan_rows
-from mtlcore.distributed import all_reduce_sum, barrier, is_main, rank, world_size
+from mtlcore.distributed import all_reduce_sum, barrier, is_main, rank, sum_by_name, world_size
 from mtlcore.errors import MtlcoreError, UserError
 from mtlcore.gradients import Direction, Gradients
 from mtlcore.judge import Judge
@@ -230,7 +230,9 @@ class Trainer:
                     f"penalty {penalty.name!r} acts on {penalty.on!r} but was returned from the "
                     f"call for {' and '.join(allowed)} penalties"
                 )
-            value = float(penalty.value.detach().sum()) * (share if penalty.on == "batch" else 1)
+            # The record sums over processes: of those on weights, all have the same one.
+            parts = {"task": 1.0, "batch": share / world_size(), "weights": 1 / world_size()}
+            value = float(penalty.value.detach().sum()) * parts[penalty.on]
             self.penalties[penalty.name] = self.penalties.get(penalty.name, 0.0) + value
         return penalties
 
@@ -287,6 +289,8 @@ class Trainer:
             all_alike = torch.allclose(weights, weights[..., :1].expand_as(weights))
             self.had_effect |= not all_alike or not weights.any()  # 0 for all is an effect too
         penalties, self.penalties = self.penalties, {}
+        if self.run.plugins.implements("mtlcore_penalties"):
+            penalties = sum_by_name(penalties)
         rows = torch.zeros(len(names), dtype=torch.long)
         for batch in batches:
             for task, start, stop in batch.rows:

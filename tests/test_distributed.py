@@ -45,11 +45,12 @@ def train_both(
     script = folder / "script.py"
     script.write_text(SCRIPT)
     root = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
          str(script), str(recipes["two"])],
         check=True, timeout=300, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     runs = [folder / name / "run" for name in ("one", "two")]
     return [metrics(run) for run in runs], [final_adapters(run) for run in runs]
@@ -58,6 +59,49 @@ def train_both(
 def assert_equal(finals: list[dict[str, torch.Tensor]]) -> None:
     for key, value in finals[0].items():
         torch.testing.assert_close(value, finals[1][key], rtol=1e-9, atol=1e-12)
+
+
+PENALTY = '''
+import torch
+from mtlcore.components import Penalty, Regularizer
+
+class Squares(Regularizer):
+    """The squared token losses, under a name for each task: some are on one process only."""
+
+    name = "squares"
+    acts_on = "task"
+
+    def mtlcore_penalties(self, run, batch, outputs):
+        if batch is None:
+            return []
+        found = []
+        for task in run.tasks:
+            mine = (outputs.token_losses.square() * (batch.label_tasks == task.index)).sum()
+            if batch.counts[task.index]:
+                sums = torch.zeros(len(run.tasks), dtype=mine.dtype)
+                sums[task.index] = 0.01 * mine
+                found.append(Penalty(f"squares of {task.name}", "task", sums))
+        return found
+'''
+
+
+def test_penalties_are_those_of_all_processes(tiny_model: Path, tmp_path: Path) -> None:
+    """On tasks (some have rows on one process only) and on weights."""
+    (tmp_path / "squares.py").write_text(PENALTY)
+    records, finals = train_both(
+        tmp_path,
+        tiny_model,
+        weighting="equal",
+        lora="{r: 4, lora_alpha: 8}",
+        sampling="proportional",
+        regularization="[squares, {name: l2_anchor, strength: 0.5}]",
+        plugins=f"[{tmp_path / 'squares.py'}]",
+    )
+    for one, two in zip(*records, strict=True):
+        assert {"squares of sentiment", "l2_anchor"} <= one["penalties"].keys()
+        assert one["penalties"] == pytest.approx(two["penalties"], rel=1e-9)
+    assert records[0][-1]["penalties"]["l2_anchor"] > 0
+    assert_equal(finals)
 
 
 @pytest.mark.parametrize("weighting", ["pcgrad", "equal"])
@@ -98,4 +142,6 @@ def test_a_penalty_on_the_batch_of_one_process_only(tiny_model: Path, tmp_path: 
         regularization="[{name: coral, strength: 100.0}]",
     )
     assert any("coral" in line["penalties"] for line in records[0])
+    for one, two in zip(*records, strict=True):
+        assert one["penalties"] == pytest.approx(two["penalties"], rel=1e-9)
     assert_equal(finals)
