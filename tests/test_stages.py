@@ -158,37 +158,35 @@ def own_of(state: Mapping[str, torch.Tensor], task: str) -> dict[str, torch.Tens
     return {name: value for name, value in state.items() if name.endswith(f"own:{task}")}
 
 
-@pytest.mark.parametrize("own_ranks", [6, 2])
+@pytest.mark.parametrize("helps", [True, False])
 def test_a_task_stops_by_itself_and_keeps_its_best_own_weights(
-    own_ranks: int, tiny_model: Path, tmp_path: Path
+    helps: bool, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """Unless they are worse beside the others' best: with few own ranks they are."""
-    tasks = TASKS.replace("loss_weight: 2.0", "loss_weight: 2.0\n    early_stopping_patience: 2")
-    training = training_part(
-        tmp_path, max_steps=14, learning_rate=0.2, eval_steps=1, save_steps=1,
-        metric_for_best_model="eval_loss", load_best_model_at_end="true", save_total_limit=20,
-    )  # fmt: skip
-    sharing = f"{{shared: {1 if own_ranks == 6 else 4}, own: {own_ranks}}}"
-    recipe = write_tiny_recipe(
-        tmp_path, tiny_model, tasks=tasks, training=training, sharing=sharing
-    )
-    run = mtlcore.train(recipe)
-    lines = metrics(run.folder)
+    """Unless they are worse beside the others' best: which of the two depends on the start."""
+    for seed in range(12):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        recipe = task_that_stops(folder, tiny_model, seed)
+        run = mtlcore.train(recipe)
+        lines = metrics(run.folder)
+        found = [line for line in lines if "combined" in line]
+        overall = {e["step"]: e["eval_loss"] for e in lines if "eval_loss" in e}
+        of_stage = min(overall, key=overall.__getitem__)
+        is_kept = bool(found) and found[0]["combined"]["eval_loss"] <= overall[of_stage]
+        rows = {line["step"]: line["rows"] for line in lines if "rows" in line}
+        stopped = max(step for step, counts in rows.items() if counts["spelling"])
+        if found and is_kept == helps and stopped < 14:
+            break
+    else:
+        raise AssertionError("no seed gives the case that this is about")
     losses = {e["step"]: e["eval_spelling_loss"] for e in lines if "eval_loss" in e}
-    rows = {line["step"]: line["rows"] for line in lines if "rows" in line}
-    stopped = max(step for step, counts in rows.items() if counts["spelling"])
-    assert stopped < 14, "the case must stop early"
     assert rows[14]["sentiment"] > 0
     seen = {step: loss for step, loss in losses.items() if step <= stopped}
     best = min(seen, key=seen.__getitem__)
     assert stopped == best + 2
     end = final_adapters(run.folder)
-    overall = {e["step"]: e["eval_loss"] for e in lines if "eval_loss" in e}
-    of_stage = min(overall, key=overall.__getitem__)
-    [combined] = [line for line in lines if "combined" in line]
+    [combined] = found
     assert combined["from_steps"] == {"train": of_stage, "spelling": best}
-    is_kept = combined["combined"]["eval_loss"] <= overall[of_stage]
-    assert is_kept == (own_ranks == 6), "the case must be what it is for"
     source = best if is_kept else of_stage
     kept = checkpoint.read_adapters(checkpoint.checkpoint_folder(run.folder, source))
     for name, value in own_of(end, "spelling").items():
@@ -206,18 +204,23 @@ def test_a_task_stops_by_itself_and_keeps_its_best_own_weights(
         assert torch.equal(value, end[name]), name
 
 
+def task_that_stops(folder: Path, tiny_model: Path, seed: int = 0) -> Path:
+    """A recipe in which one task is judged by itself and the stage ends with the best weights."""
+    tasks = TASKS.replace("loss_weight: 2.0", "loss_weight: 2.0\n    early_stopping_patience: 2")
+    training = training_part(
+        folder, max_steps=14, learning_rate=0.2, eval_steps=1, save_steps=1, seed=seed,
+        metric_for_best_model="eval_loss", load_best_model_at_end="true", save_total_limit=20,
+    )  # fmt: skip
+    return write_tiny_recipe(
+        folder, tiny_model, tasks=tasks, training=training, sharing="{shared: 1, own: 6}"
+    )
+
+
 def test_a_stage_that_is_ended_again_scores_its_weights_once(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     """A run that was killed between the last step and the end of the stage."""
-    tasks = TASKS.replace("loss_weight: 2.0", "loss_weight: 2.0\n    early_stopping_patience: 2")
-    training = training_part(
-        tmp_path, max_steps=14, learning_rate=0.2, eval_steps=1, save_steps=1,
-        metric_for_best_model="eval_loss", load_best_model_at_end="true", save_total_limit=20,
-    )  # fmt: skip
-    recipe = write_tiny_recipe(
-        tmp_path, tiny_model, tasks=tasks, training=training, sharing="{shared: 1, own: 6}"
-    )
+    recipe = task_that_stops(tmp_path, tiny_model)
     folder = mtlcore.train(recipe).folder
     lines, end = timeless(metrics(folder)), final_adapters(folder)
     trainer = prepare(read_recipe(recipe), resume=checkpoint.checkpoint_folder(folder, 13))
