@@ -55,7 +55,8 @@ def adapt(
     before = run.folder / "predictions" / BEFORE / "scores.json"
     if not (resume and before.is_file()):
         _score_before(run, old)
-    trainer.train()
+    with loaded.locating_errors():
+        trainer.train()
     scores = run.evaluate("test", save_as="test")
     write_json(run.folder / FORGETTING, forgetting(run, before, scores))
     return run

@@ -28,8 +28,10 @@ def train(
     ``"training.learning_rate=1e-4"``. `resume=True` goes on from the newest checkpoint in the run's
     folder, a path from that checkpoint; without it a folder that already holds a run is an error.
     """
-    trainer = prepare(_read(recipe, overrides), resume=resume)
-    trainer.train()
+    loaded = _read(recipe, overrides)
+    trainer = prepare(loaded, resume=resume)
+    with loaded.locating_errors():
+        trainer.train()
     return trainer.run
 
 
@@ -39,11 +41,12 @@ def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Train
     start = _checkpoint_to_resume(folder, resume)
     if start is not None:
         require_same_recipe(loaded.recipe, folder)
-    run = Run(loaded.recipe, folder)
-    for note in loaded.notes:
-        run.note(note)
-    if start is None and run.recipe.start is not None:
-        take_over(run)
+    with loaded.locating_errors():
+        run = Run(loaded.recipe, folder)
+        for note in loaded.notes:
+            run.note(note)
+        if start is None and run.recipe.start is not None:
+            take_over(run)
     trainer = Trainer(run)
     if start is not None:
         checkpoint.restore(trainer, start)
@@ -138,11 +141,12 @@ def load(folder: str | Path, *, step: int | None = None) -> Run:
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder} holds no run", fix="give the folder of a run, e.g. runs/demo")
-    recipe: Recipe = read_recipe(folder / RECIPE, check_files=False).recipe
-    chosen = checkpoint_to_load(folder, recipe, step)
-    run = Run(recipe, folder, splits=())
+    loaded = read_recipe(folder / RECIPE, check_files=False)
+    chosen = checkpoint_to_load(folder, loaded.recipe, step)
+    with loaded.locating_errors():
+        run = Run(loaded.recipe, folder, splits=())
     checkpoint.load_adapters(run, chosen)
-    if told := checkpoint.unfinished(folder, recipe, chosen):
+    if told := checkpoint.unfinished(folder, loaded.recipe, chosen):
         run.note(told)
     return run
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mtlcore.data.example import Example
     from mtlcore.data.tasks import Task
+    from mtlcore.errors import Problem
     from mtlcore.evaluation.predictions import Prediction
     from mtlcore.run import Run
 
@@ -295,6 +296,18 @@ class Evaluator(Component):
                     where=f"tasks.{prediction.task}.metrics",
                     fix="use a metric on text (exact_match), or a format with options",
                 )
+
+    def mtlcore_check(self, tasks: Sequence[Task]) -> list[Problem]:
+        """Refuse a metric on labels for a task whose rows have none."""
+        for task in tasks:
+            wanted = task.name in self.tasks and self.inputs == "label"
+            if wanted and any(row.label is None for row in task.train):
+                raise UserError(
+                    f"{self.name} compares class labels, and the rows of {task.name!r} have none",
+                    where=f"tasks.{task.name}.metrics",
+                    fix="use a metric on text (exact_match), or a format with options",
+                )
+        return []
 
     def mtlcore_evaluate(
         self, run: Run, task: Task, predictions: Sequence[Prediction]

@@ -33,6 +33,7 @@ class UserError(MtlcoreError):
 
     def __init__(self, message: str, *, where: str = "", fix: str = "") -> None:
         self.problem = Problem(where, message, fix)
+        self.problems = [self.problem]
         super().__init__(str(self.problem))
 
 
@@ -41,6 +42,7 @@ class RecipeError(UserError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
+        self.problem = self.problems[0]
         MtlcoreError.__init__(self, "\n".join(str(problem) for problem in self.problems))
 
 

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from mtlcore.data.batches import Batch
     from mtlcore.data.example import Example
     from mtlcore.data.tasks import Task
+    from mtlcore.errors import Problem
     from mtlcore.evaluation.predictions import Prediction
     from mtlcore.gradients import Direction, Gradients
+    from mtlcore.model.layout import Layout
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 hookspec = HookspecMarker("mtlcore")
@@ -60,8 +63,19 @@ def mtlcore_commands(cli: Typer) -> None:
 
 
 @hookspec
+def mtlcore_check(  # type: ignore[empty-body]
+    recipe: Recipe, tasks: Sequence[Task], layout: Layout, components: Mapping[str, Component]
+) -> list[Problem]:
+    """Refuse with a UserError what needs no model to be told; the result are warnings.
+
+    By `mtlcore check`, and by training before anything is written; each plugin is asked by itself,
+    so that all problems are told at once. `tasks` lacks those that `mtlcore check` could not read.
+    """
+
+
+@hookspec
 def mtlcore_run_start(run: Run) -> None:
-    """The model, the tasks and the components exist; no step was taken. Check options here."""
+    """The model, the tasks and the components exist and were checked; no step was taken."""
 
 
 @hookspec

@@ -10,14 +10,16 @@ and raised together, each with file, line, key and fix.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from mtlcore.errors import Problem, RecipeError, did_you_mean
+from mtlcore.errors import Problem, RecipeError, UserError, did_you_mean
 from mtlcore.recipe import (
     ComponentSpec,
     HeadRecipe,
@@ -41,6 +43,8 @@ SHORT_FORMS: dict[Any, str] = {
     StartRecipe: "run",
 }
 COMMAND_LINE = "command line"
+KEY = re.compile(r"[\w-]+(\.[\w-]+|\[\d+\])*")
+"""`tasks.reviews.metrics[0]`."""
 
 
 @dataclass
@@ -51,11 +55,33 @@ class LoadedRecipe:
     notes: list[str]
     path: Path
     sources: list[Path]  # all files that it was made of, the last one wins
+    document: Document  # with the place of every key
 
     @property
     def output_dir(self) -> Path:
         """The run folder: training.output_dir, or runs/<name of the recipe file>."""
         return Path(self.recipe.training.output_dir or Path("runs") / self.path.stem)
+
+    def located(self, problem: Problem) -> Problem:
+        """The problem with file and line, if `where` is a key of the recipe."""
+        if not KEY.fullmatch(problem.where):
+            return problem
+        parts = re.findall(r"[\w-]+", problem.where)
+        path: KeyPath = tuple(int(part) if part.isdigit() else part for part in parts)
+        if path[0] not in Recipe.model_fields:
+            return problem
+        return replace(problem, where=self.document.where(path))
+
+    @contextmanager
+    def locating_errors(self) -> Iterator[None]:
+        """Give the errors raised within the file and line of their keys."""
+        try:
+            yield
+        except RecipeError as error:
+            raise RecipeError(map(self.located, error.problems)) from error
+        except UserError as error:
+            found = self.located(error.problem)
+            raise UserError(found.message, where=found.where, fix=found.fix) from error
 
 
 def read_recipe(
@@ -73,7 +99,7 @@ def read_recipe(
     for override in overrides:
         document = reading.override(document, override, file.parent.absolute())
     recipe = reading.finish(document, check_files=check_files)
-    return LoadedRecipe(recipe, reading.notes, file, reading.sources)
+    return LoadedRecipe(recipe, reading.notes, file, reading.sources, document)
 
 
 def recipe_from_mapping(
@@ -94,7 +120,8 @@ def recipe_from_mapping(
     document = merge(document, above)
     for override in overrides:
         document = reading.override(document, override, here)
-    return LoadedRecipe(reading.finish(document), reading.notes, Path("recipe.yaml"), [])
+    recipe = reading.finish(document)
+    return LoadedRecipe(recipe, reading.notes, Path("recipe.yaml"), [], document)
 
 
 def read_part(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mtlcore.data.sources import Rows
 from mtlcore.data.splits import SPLITS
 from mtlcore.data.tasks import Task, load_tasks
 from mtlcore.distributed import broadcast, is_main, on_cpu_processes
-from mtlcore.errors import MtlcoreError, UserError, did_you_mean
+from mtlcore.errors import MtlcoreError, RecipeError, UserError, did_you_mean
 from mtlcore.evaluation import bootstrap
 from mtlcore.evaluation.bootstrap import Resamples
 from mtlcore.evaluation.predictions import (
@@ -42,6 +42,7 @@ from mtlcore.model.heads import TaskFacts
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import GenerationRecipe, Recipe
+from mtlcore.recipe_components import check_components, make_components
 from mtlcore.start import frozen_tasks
 from mtlcore.versions import versions
 
@@ -89,7 +90,6 @@ class Run:
         )
         self.device = self.accelerator.device
         self.tokenizer = load_tokenizer(recipe)
-        self.components: dict[str, Component] = {}
         self._create_components()
         self.tasks: list[Task] = []
         self._load_tasks(splits)
@@ -97,14 +97,7 @@ class Run:
         self.findings: list[Finding] = []  # of the last audit
         self.rows_drawn = [0] * len(self.tasks)
         self.active = [True] * len(self.tasks)  # trained in the stage of now, and not stopped
-        layout = Layout.build(
-            [task.name for task in self.tasks],
-            recipe.lora,
-            recipe.sharing,
-            bottleneck=recipe.bottleneck,
-            heads=[task.name for task in self.tasks if task.recipe.head is not None],
-            frozen_tasks=frozen_tasks(recipe),
-        )
+        layout = layout_of(recipe)
         backbone = load_backbone(recipe.model, self.device)
         self.base_fingerprint = fingerprint(backbone)
         self.model = MultiTaskModel(
@@ -121,36 +114,15 @@ class Run:
         self._describe_tasks()
 
     def _create_components(self) -> None:
-        recipe = self.recipe
-        self.weighting: Weighting = self._add("weighting", recipe.weighting, "weighting")
-        self.sampler: Sampler = self._add("sampling", recipe.sampling, "sampling")
-        for index, spec in enumerate(recipe.regularization):
-            self._add("regularization", spec, f"regularization[{index}]")
-        for index, spec in enumerate(recipe.monitoring):
-            self._add("monitoring", spec, f"monitoring[{index}]")
-        self.auditors: list[Auditor] = [
-            self._add("auditing", spec, f"auditing[{index}]")
-            for index, spec in enumerate(recipe.auditing)
-        ]
-        if recipe.replay is not None:
-            self._add("replay", recipe.replay, "replay")
-        self.aggregator: Aggregator = self._add("overall", recipe.overall, "overall")
-        self.evaluators: dict[str, list[Evaluator]] = {}
-        for name, task in recipe.tasks.items():
-            self._add("rows", task.rows, f"tasks.{name}.rows", task=name)
-            self.evaluators[name] = [
-                self._add("evaluation", spec, f"tasks.{name}.metrics[{index}]", task=name)
-                for index, spec in enumerate(task.metrics)
-            ]
-
-    def _add(self, kind: str, spec: Any, where: str, task: str | None = None) -> Any:
-        """Create a component, register its hooks, and keep it under a key for its state."""
-        component = self.plugins.create(kind, spec, where)
-        if task is not None:
-            component.tasks = (task,)
-        self.components[f"{where}:{spec.name}"] = component
-        self.plugins.register(component)
-        return component
+        made = make_components(self.recipe, self.plugins)
+        if made.problems:
+            raise RecipeError(made.problems)
+        self.components: dict[str, Component] = made.by_key
+        self.weighting: Weighting = made.of_kind("weighting")[0]
+        self.sampler: Sampler = made.of_kind("sampling")[0]
+        self.auditors: list[Auditor] = made.of_kind("auditing")
+        self.aggregator: Aggregator = made.of_kind("overall")[0]
+        self.evaluators: dict[str, list[Evaluator]] = made.evaluators
 
     def _load_tasks(self, splits: Sequence[str]) -> None:
         for task in self.tasks:
@@ -375,17 +347,15 @@ class Run:
             )
         return rows
 
-    def require_metrics_that_fit(self) -> None:
-        """Refuse a metric on labels for a task whose rows have none, before any training."""
-        for task in self.tasks:
-            for evaluator in self.evaluators[task.name]:
-                if evaluator.inputs == "label" and any(row.label is None for row in task.train):
-                    raise UserError(
-                        f"{evaluator.name} compares class labels, and the rows of "
-                        f"{task.name!r} have none",
-                        where=f"tasks.{task.name}.metrics",
-                        fix="use a metric on text (exact_match), or a format with options",
-                    )
+    def check(self) -> None:
+        """Refuse what the components cannot do with these tasks, before any training."""
+        errors, warnings = check_components(
+            self.plugins, self.components, self.recipe, self.tasks, self.model.layout
+        )
+        if errors:
+            raise RecipeError(errors)
+        for warning in warnings:
+            self.note(f"warning: {warning}")
 
     def _require_answers(self, task: Task, examples: Sequence[Example]) -> None:
         """Refuse metrics on rows that nothing can be answered to, instead of scoring them 0."""
@@ -537,6 +507,18 @@ def trackers(names: Sequence[str]) -> list[str] | None:
                 else did_you_mean(name, known),
             )
     return list(names) or None
+
+
+def layout_of(recipe: Recipe) -> Layout:
+    """The adapters of a recipe."""
+    return Layout.build(
+        list(recipe.tasks),
+        recipe.lora,
+        recipe.sharing,
+        bottleneck=recipe.bottleneck,
+        heads=[name for name, task in recipe.tasks.items() if task.head is not None],
+        frozen_tasks=frozen_tasks(recipe),
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

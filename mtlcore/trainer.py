@@ -325,10 +325,10 @@ class Trainer:
     def train(self) -> None:
         """Train from `run.step` to the end of the last stage."""
         run, recipe = self.run, self.recipe
-        run.require_metrics_that_fit()
+        run.check()
         if run.plugins.implements("mtlcore_audit"):
             run.tasks_with_rows("eval")  # now, not after the training
-        run.plugins.hook.mtlcore_run_start(run=run)  # components check their options: no file yet
+        run.plugins.hook.mtlcore_run_start(run=run)  # may refuse too: no file yet
         if is_main():
             run.folder.mkdir(parents=True, exist_ok=True)
             write_recipe(run.recipe, run.folder / RECIPE)

@@ -203,7 +203,10 @@ RECIPES: list[tuple[str, Damage, list[str]]] = [
     (
         "an unknown weighting",
         recipe("weighting: pcgrad", "weighting: pcgradd"),
-        ["error: weighting: weighting 'pcgradd' is not known", "fix: did you mean 'pcgrad'?"],
+        [
+            "recipe.yaml:29, weighting: weighting 'pcgradd' is not known",
+            "mean 'pcgrad'?",
+        ],
     ),
     (
         "an unknown option of a weighting",
@@ -272,12 +275,12 @@ MODELS: list[tuple[str, Damage, list[str]]] = [
     (
         "an empty folder",
         both(empty_folder("empty"), model("./empty")),
-        ["model.name_or_path: FOLDER/empty holds no model", "fix: give a folder made by"],
+        ["recipe.yaml:1, model: FOLDER/empty holds no model", "fix: give a folder made by"],
     ),
     (
         "an unknown name",
         model("nobody/nothing"),
-        ["model.name_or_path: cannot load", "'nobody/nothing'", "fix: give a folder made by"],
+        ["recipe.yaml:1, model: cannot load", "'nobody/nothing'", "fix: give a folder made by"],
     ),
 ]
 
@@ -381,7 +384,7 @@ def test_a_process_says_the_same(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environ)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: tasks.spelling.train: task 'spelling' has bad rows:\n"
+        "error: recipe.yaml:10, tasks.spelling.train: task 'spelling' has bad rows:\n"
         f"  {folder}/spelling.train.jsonl:3: column 'corrected' (the completion) must be a text, "
         "found the number 3\n"
         "  fix: mend these rows, or set tasks.spelling.on_bad_row to skip or warn\n"

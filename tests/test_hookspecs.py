@@ -15,6 +15,7 @@ FIRST_RESULT = {"mtlcore_plan_step", "mtlcore_choose_rows", "mtlcore_weigh_tasks
 ARGUMENTS = {
     "mtlcore_components": (),
     "mtlcore_commands": ("cli",),
+    "mtlcore_check": ("recipe", "tasks", "layout", "components"),
     "mtlcore_run_start": ("run",),
     "mtlcore_run_end": ("run",),
     "mtlcore_stage_start": ("run", "stage"),

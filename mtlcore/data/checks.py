@@ -13,6 +13,7 @@ from mtlcore.errors import Problem, UserError, did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from mtlcore.data.tasks import Task
     from mtlcore.plugins import PluginManager
     from mtlcore.recipe import Recipe
 
@@ -25,10 +26,10 @@ def check_recipe(
     columns: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Read a recipe file and its tokenizer, and check the rows of its tasks.
+    """Read a recipe file and its tokenizer, and check its components and the rows of its tasks.
 
     `columns` name groups of people to count. Raises only if the recipe, a plugin or the tokenizer
-    cannot be read; what is wrong with the data is in the report.
+    cannot be read; what is wrong with the components and the data is in the report.
     """
     from mtlcore.plugins import PluginManager
     from mtlcore.recipe_file import read_recipe
@@ -37,10 +38,13 @@ def check_recipe(
     read = read_recipe(recipe, overrides)
     loaded = read.recipe
     plugins = PluginManager.load(local=loaded.plugins.load, disable=loaded.plugins.disable)
-    tokenizer = load_tokenizer(loaded)
+    with read.locating_errors():
+        tokenizer = load_tokenizer(loaded)
     report = check_tasks(
         loaded, tokenizer, plugins, tasks=tasks, columns=columns, progress=progress
     )
+    report.errors = [read.located(problem) for problem in report.errors]
+    report.warnings = [read.located(problem) for problem in report.warnings]
     report.notes[:0] = read.notes
     return report
 
@@ -54,7 +58,7 @@ def check_tasks(
     columns: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Check the rows of all or some tasks; all problems of all of them are in the report.
+    """Check components and the rows of all or some tasks; the report has all their problems.
 
     Groups are counted by `columns` and by every option `column` of the recipe's components.
     """
@@ -74,7 +78,37 @@ def check_tasks(
         progress("comparing the tasks")
     _compare_tasks(checks, report)
     _require_columns(wanted, checks, report, whole=tasks is None)
+    readable = [task for check in checks if (task := check.as_task()) is not None]
+    _check_components(recipe, plugins, readable, report)
     return report
+
+
+def _check_components(
+    recipe: Recipe, plugins: PluginManager, tasks: Sequence[Task], report: CheckReport
+) -> None:
+    """What a run would refuse before its first step."""
+    from mtlcore.recipe_components import check_components, make_components
+    from mtlcore.run import layout_of, trackers
+
+    made = make_components(recipe, plugins)
+    report.errors += made.problems
+    layout = None
+    try:
+        trackers(recipe.training.report_to)
+    except UserError as error:
+        report.errors += error.problems
+    try:
+        layout = layout_of(recipe)
+    except UserError as error:
+        report.errors += error.problems
+    for task in tasks:
+        plugins.register(task.format, f"tasks.{task.name}.format")
+    # A column that is missing was told already.
+    columns = [p.where for p in report.errors if p.where.endswith(".column")]
+    missing = [where.removesuffix(".column") for where in columns]
+    errors, warnings = check_components(plugins, made.by_key, recipe, tasks, layout)
+    report.errors += [p for p in errors if p.where.removesuffix(".column") not in missing]
+    report.warnings += warnings
 
 
 def _columns_of(recipe: Recipe) -> Iterator[Column]:

@@ -35,7 +35,8 @@ from mtlcore.data.lengths import fit, needed_length
 from mtlcore.data.loader import SHOWN_BAD_ROWS, Part, TaskLoader
 from mtlcore.data.near import jaccard, near_pairs, pieces_of
 from mtlcore.data.special import make_example
-from mtlcore.data.splits import SPLITS
+from mtlcore.data.splits import SPLITS, Split
+from mtlcore.data.tasks import Task
 from mtlcore.errors import MtlcoreError, Problem, UserError
 
 if TYPE_CHECKING:
@@ -96,6 +97,10 @@ class TaskChecker:
     groups: dict[str, Counts] = field(default_factory=dict)
     """Column -> (value, split, label) -> rows."""
     option_sets: set[bytes] = field(default_factory=set)
+    failed: bool = False
+    """Whether there is an error that stops a run."""
+    read: dict[str, Split] = field(default_factory=dict)
+    """The splits as a run would have them."""
 
     def run(self) -> None:
         """Read, divide and look at every row; go on after a problem as far as that is possible."""
@@ -122,6 +127,20 @@ class TaskChecker:
         self._compare_rows()
         self._count_groups()
 
+    def as_task(self) -> Task | None:
+        """The task as components get it; None if a run could not read it."""
+        if "train" not in self.read or self.failed:
+            return None
+        return Task(
+            name=self.name,
+            index=list(self.recipe.tasks).index(self.name),
+            recipe=self.recipe.tasks[self.name],
+            format=self.loader.format,
+            train=self.read["train"],
+            eval=self.read.get("eval"),
+            test=self.read.get("test"),
+        )
+
     # -- reading ------------------------------------------------------------------------------
 
     def _parts(self) -> dict[str, Part]:
@@ -144,8 +163,9 @@ class TaskChecker:
                 self._error(loader.nothing_usable(where, part.source.path, counts, part.bad))
                 continue
             problems = list(loader.column_problems(part.source, where))
-            self.report.errors += problems
-            if not problems:
+            if problems:
+                self._add_errors(problems)
+            else:
                 whole[split] = part
         if "train" not in whole:
             return {}
@@ -199,6 +219,7 @@ class TaskChecker:
             not_drawn=counts.not_drawn,
         )
         self.check.splits[split] = found
+        examples: list[Example] = []
         lengths: list[int] = []
         seen: set[bytes] = set()
         too_long: list[str] = []
@@ -218,6 +239,7 @@ class TaskChecker:
             if fitted is None:
                 too_long.append(part.source.line(number))
                 continue
+            examples.append(fitted)
             found.used += 1
             found.labelled_tokens += sum(label != IGNORED for label in fitted.labels[1:])
             whole = _digest(*whole_key(example))
@@ -225,6 +247,8 @@ class TaskChecker:
             seen.add(whole)
             self._keep(split, part.source, number, example)
         found.bad, found.tokens = counts.skipped, Lengths.of(lengths)
+        source, mark = part.source, part.source.fingerprint
+        self.read[split] = Split(split, tuple(examples), counts, source.path, mark, mark)
         self._judge(split, found, too_long)
         if not found.used:
             counts.dropped_overlong = found.overlong
@@ -310,14 +334,17 @@ class TaskChecker:
                 else f"mend these rows; a run leaves them out ({recipe.on_bad_row})",
             )
             stops = recipe.on_bad_row == "error"
-            (self.report.errors if stops else self.report.warnings).append(problem)
+            if stops:
+                self._add_errors([problem])
+            else:
+                self.report.warnings.append(problem)
         if found.overlong:
             limit = f"over training.max_length ({self.loader.max_length} tokens)"
             if recipe.overlong == "error":
                 message = f"{_rows(found.overlong)} {limit}:"
                 message += _lines(too_long[:SHOWN_BAD_ROWS], len(too_long))
                 fix = f"raise it, or set {self.loader.where}.overlong to truncate or drop"
-                self.report.errors.append(Problem(where, message, fix))
+                self._add_errors([Problem(where, message, fix)])
             else:
                 what = {"cut": found.truncated, "dropped": found.dropped_overlong}
                 said = ", ".join(f"{count} {verb}" for verb, count in what.items() if count)
@@ -487,11 +514,13 @@ class TaskChecker:
         return self.sources[row.split].line(row.number)
 
     def _error(self, error: MtlcoreError) -> None:
-        problems = getattr(error, "problems", None)
-        if problems is None:
-            problem = error.problem if isinstance(error, UserError) else Problem("", str(error))
-            problems = [problem]
-        self.report.errors += problems
+        problems = error.problems if isinstance(error, UserError) else [Problem("", str(error))]
+        self._add_errors(problems)
+
+    def _add_errors(self, problems: Sequence[Problem]) -> None:
+        """Each once: a head that cannot be is met in every split."""
+        self.failed = True
+        self.report.errors += [one for one in problems if one not in self.report.errors]
 
     def _warn(self, where: str, message: str, fix: str) -> None:
         self.report.warnings.append(Problem(where, message, fix))

@@ -9,6 +9,7 @@ separate runs give (tests/evaluation/test_baseline.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,14 +132,15 @@ def derive(
     data["training"]["output_dir"] = str(folder)
     _judge_by_task(recipe, names, data)
     made = Recipe.model_validate(data)
-    return LoadedRecipe(made, [*loaded.notes, *notes], loaded.path, loaded.sources)
+    return replace(loaded, recipe=made, notes=[*loaded.notes, *notes])
 
 
 def train(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Run:
     """Train what `prepare` or `derive` made."""
     trainer = api.prepare(loaded, resume=resume)
     trainer.run.plugins.register(OwnSharesOfRows())
-    trainer.train()
+    with loaded.locating_errors():
+        trainer.train()
     return trainer.run
 
 

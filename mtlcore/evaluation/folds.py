@@ -17,7 +17,7 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def cross_validate(
         raise
     scores = []
     for recipe in recipes:
-        scores.append(_run_fold(LoadedRecipe(recipe, loaded.notes, loaded.path, loaded.sources)))
+        scores.append(_run_fold(replace(loaded, recipe=recipe)))
         gc.collect()  # one model at a time: modules and hooks refer to each other
     found = summary(plans, scores)
     write_json(loaded.output_dir / RESULT, found)
@@ -106,15 +106,14 @@ def _run_fold(loaded: LoadedRecipe) -> Scores:
     """Train and score one fold, from where it was left; or what it was scored, if it was."""
     folder = loaded.output_dir
     if folder.exists() and not checkpoint.checkpoints(folder):
-        shutil.rmtree(
-            folder
-        )  # killed before its first checkpoint: nothing in it can be gone on from
+        shutil.rmtree(folder)  # killed before its first checkpoint: nothing to go on from
     if folder.exists():
         api.require_same_recipe(loaded.recipe, folder)
         if (found := _kept_scores(folder)) is not None:
             return found
     trainer = api.prepare(loaded, resume=folder.exists())
-    trainer.train()
+    with loaded.locating_errors():
+        trainer.train()
     return trainer.run.evaluate("eval", save_as="eval")
 
 

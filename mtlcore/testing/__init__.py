@@ -52,7 +52,7 @@ def stand_in_run(
         seed=seed,
         rows_drawn=[0] * len(tasks),
         is_active=lambda task: True,
-        recipe=SimpleNamespace(training=training),
+        recipe=SimpleNamespace(training=training, tasks=dict.fromkeys(rows)),
         generator=lambda step, *key: seeds.generator(seed, step, *key),
         **attributes,
     )

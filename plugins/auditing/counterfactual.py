@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtlcore.data.tasks import Task
+    from mtlcore.errors import Problem
     from mtlcore.evaluation.predictions import Prediction
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
     from mtlcore_plugins.auditing._statistics import Mean
 
@@ -97,9 +99,9 @@ class Counterfactual(Auditor):
         self.every_n_steps = every_n_steps
         self.fail_above = fail_above
 
-    def mtlcore_run_start(self, run: Run) -> None:
+    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Refuse tasks that are not there."""
-        known = [task.name for task in run.tasks]
+        known = list(recipe.tasks)
         for name in self.names or ():
             if name not in known:
                 raise UserError(
@@ -107,10 +109,11 @@ class Counterfactual(Auditor):
                     where="auditing.tasks",
                     fix=did_you_mean(name, known),
                 )
+        return []
 
     def audit(self, run: Run, predictions: Mapping[str, Sequence[Prediction]]) -> list[Finding]:
         """The findings of each task."""
-        self.mtlcore_run_start(run)  # a finished run has no start
+        self.mtlcore_check(run.recipe)  # a finished run has no start
         findings: list[Finding] = []
         for name, answers in predictions.items():
             if self.names is None or name in self.names:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
-from mtlcore.components import Auditor, Count, Finding, NotNegative
+from mtlcore.components import Auditor, Count, Evaluator, Finding, NotNegative
 from mtlcore.errors import UserError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mtlcore.components import Evaluator
+    from mtlcore.components import Component
     from mtlcore.data.tasks import Task
+    from mtlcore.errors import Problem
     from mtlcore.evaluation.predictions import Prediction
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 SELECTION_RATE, TRUE_POSITIVE_RATE = "selection_rate", "true_positive_rate"
@@ -88,28 +90,39 @@ class GroupMetrics(Auditor):
 
     # -- what is refused ----------------------------------------------------------------------
 
-    def mtlcore_run_start(self, run: Run) -> None:
+    def mtlcore_check(
+        self, recipe: Recipe, tasks: Sequence[Task], components: Mapping[str, Component]
+    ) -> list[Problem]:
         """Refuse a missing column, a small group or an unknown metric before a step is taken."""
-        rows = {task.name: list(task.eval) for task in run.tasks if task.eval}
+        self._require_tasks(recipe)
+        rows = {task.name: list(task.eval) for task in tasks if task.eval}
         fields = {name: [example.fields for example in found] for name, found in rows.items()}
-        self._require_tasks(run)
+        if self.names is None and len(tasks) < len(recipe.tasks):
+            # The column may be that of a task which could not be read.
+            fields = {n: f for n, f in fields.items() if any(self.column in row for row in f)}
         for name in self._audited(fields):
-            self._require_metric(run, run.task(name), bool(rows[name][0].options))
+            evaluators = [
+                component
+                for component in components.values()
+                if isinstance(component, Evaluator) and name in component.tasks
+            ]
+            self._require_metric(evaluators, name, bool(rows[name][0].options))
             self._require_groups(name, fields[name])
+        return []
 
     def audit(self, run: Run, predictions: Mapping[str, Sequence[Prediction]]) -> list[Finding]:
         """The findings of each task that has the column."""
-        self._require_tasks(run)
+        self._require_tasks(run.recipe)
         fields = {name: [row.fields for row in rows] for name, rows in predictions.items()}
         findings: list[Finding] = []
         for name in self._audited(fields):
             task, rows = run.task(name), predictions[name]
-            self._require_metric(run, task, bool(rows[0].options))
+            self._require_metric(run.evaluators[name], name, bool(rows[0].options))
             findings += self._of_task(run, task, rows)
         return findings
 
-    def _require_tasks(self, run: Run) -> None:
-        known = [task.name for task in run.tasks]
+    def _require_tasks(self, recipe: Recipe) -> None:
+        known = list(recipe.tasks)
         for name in self.names or ():
             if name not in known:
                 raise UserError(
@@ -157,11 +170,13 @@ class GroupMetrics(Auditor):
                 fix="name a column with two values or more, or leave the task out with `tasks`",
             )
 
-    def _require_metric(self, run: Run, task: Task, has_options: bool) -> None:
-        known = [quantity.name for quantity in self._quantities(run, task, has_options, ["", ""])]
+    def _require_metric(
+        self, evaluators: Sequence[Evaluator], task: str, has_options: bool
+    ) -> None:
+        known = [found.name for found in self._quantities(evaluators, has_options, ["", ""])]
         if self.metric is not None and self.metric not in known:
             raise UserError(
-                f"{self.name} cannot limit {self.metric!r} of task {task.name!r}",
+                f"{self.name} cannot limit {self.metric!r} of task {task!r}",
                 where="auditing.metric",
                 fix=did_you_mean(self.metric, known),
             )
@@ -173,10 +188,10 @@ class GroupMetrics(Auditor):
     # -- what is found ------------------------------------------------------------------------
 
     def _quantities(
-        self, run: Run, task: Task, has_options: bool, labels: Sequence[str]
+        self, evaluators: Sequence[Evaluator], has_options: bool, labels: Sequence[str]
     ) -> list[Quantity]:
         """The metrics of a task, the primary one first, then the rates of each label."""
-        found = [_of_evaluator(evaluator) for evaluator in run.evaluators[task.name]]
+        found = [_of_evaluator(evaluator) for evaluator in evaluators]
         if has_options and not any(quantity.name == "accuracy" for quantity in found):
             found.append(_mean("accuracy", None, lambda row: float(row.choice == row.label)))
         if not found:
@@ -209,7 +224,9 @@ class GroupMetrics(Auditor):
         has_options = bool(kept[0].options)
         # Rates are of options that mean the same in every row.
         fixed = has_options and all(row.options == kept[0].options for row in kept)
-        quantities = self._quantities(run, task, has_options, kept[0].options if fixed else ())
+        quantities = self._quantities(
+            run.evaluators[task.name], has_options, kept[0].options if fixed else ()
+        )
         limited = self.metric or quantities[0].name
         wanted = {limited, quantities[0].name, "accuracy", SELECTION_RATE, TRUE_POSITIVE_RATE}
         findings = []

@@ -20,6 +20,8 @@ from mtlcore.start import trained_tasks
 
 if TYPE_CHECKING:
     from mtlcore.data.tasks import Task
+    from mtlcore.errors import Problem
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 
@@ -57,9 +59,9 @@ class Reservoir(Replay):
         self.rows, self.share = rows, share
         self.memory: dict[str, list[Example]] = {}
 
-    def mtlcore_run_start(self, run: Run) -> None:
-        """Check the budget; in a run that starts from one without a memory, fill it."""
-        names = [task.name for task in run.tasks]
+    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
+        """Refuse a budget that is too small, and a memory of other tasks."""
+        names = list(recipe.tasks)
         if self.rows < len(names):
             raise UserError(
                 f"a memory of {self.rows} rows cannot hold a row of each of {len(names)} tasks",
@@ -73,6 +75,10 @@ class Reservoir(Replay):
                     where="replay",
                     fix="keep the tasks of the earlier run; a stage need not train them",
                 )
+        return []
+
+    def mtlcore_run_start(self, run: Run) -> None:
+        """In a run that starts from one without a memory, fill it."""
         trained = trained_tasks(run.recipe)
         missing = [t for t in run.tasks if t.name not in trained and t.name not in self.memory]
         if run.recipe.start is None:

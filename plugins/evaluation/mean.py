@@ -10,7 +10,8 @@ from mtlcore.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mtlcore.run import Run
+    from mtlcore.errors import Problem
+    from mtlcore.recipe import Recipe
 
 
 class Mean(Aggregator):
@@ -33,9 +34,9 @@ class Mean(Aggregator):
     def __init__(self, *, weights: dict[str, NotNegative] | None = None) -> None:
         self.weights = weights or {}
 
-    def mtlcore_run_start(self, run: Run) -> None:
-        """Refuse a weight of a task that the run does not have."""
-        names = [task.name for task in run.tasks]
+    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
+        """Refuse a weight of a task that the recipe does not have."""
+        names = list(recipe.tasks)
         for name in self.weights:
             if name not in names:
                 raise UserError(
@@ -43,6 +44,7 @@ class Mean(Aggregator):
                     where="overall",
                     fix=did_you_mean(name, names),
                 )
+        return []
 
     def aggregate(self, values: Mapping[str, float]) -> float:
         """The mean over the tasks."""

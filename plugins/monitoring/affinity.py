@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mtlcore.errors import Problem
     from mtlcore.gradients import Gradients
+    from mtlcore.model.layout import Layout
     from mtlcore.run import Run
 
 FILE = "affinity.json"
@@ -62,15 +64,16 @@ class Affinity(Monitor):
         self.sums: Tensor | None = None
         self._step: tuple[Tensor, Tensor] | None = None  # indices [T'], G / l [T', T']
 
-    def mtlcore_run_start(self, run: Run) -> None:
+    def mtlcore_check(self, layout: Layout) -> list[Problem]:
         """Refuse a run in which no weight is shared: there is nothing to compare."""
-        if all(len(adapter.tasks) < 2 for adapter in run.model.layout.adapters):
+        if all(len(adapter.tasks) < 2 for adapter in layout.adapters):
             raise UserError(
                 f"{self.name} compares gradients of weights that several tasks share, "
                 "and this run has none",
                 where="monitoring",
                 fix="train two tasks or more with sharing.shared above 0, or leave it out",
             )
+        return []
 
     def mtlcore_before_update(self, run: Run, gradients: Gradients) -> None:
         """Add this step's cosines, conflicts and norms."""

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mtlcore.errors import Problem
     from mtlcore.gradients import Gradients
+    from mtlcore.model.layout import Layout
     from mtlcore.run import Run
 
 POINTS = 200  # of a curve in the report: a longer run has means of several steps
@@ -50,14 +52,15 @@ class Conflicts(Monitor):
         self.places: list[str] = []  # names of the scopes
         self.counts: Tensor | None = None  # [S, 3]: pairs, conflicts, sum of cosines
 
-    def mtlcore_run_start(self, run: Run) -> None:
+    def mtlcore_check(self, layout: Layout) -> list[Problem]:
         """Refuse a run in which no weight is shared."""
-        if all(len(adapter.tasks) < 2 for adapter in run.model.layout.adapters):
+        if all(len(adapter.tasks) < 2 for adapter in layout.adapters):
             raise UserError(
                 f"{self.name} looks at weights that several tasks share, and this run has none",
                 where="monitoring",
                 fix="train two tasks or more with sharing.shared above 0, or leave it out",
             )
+        return []
 
     def mtlcore_before_update(self, run: Run, gradients: Gradients) -> None:
         """Measure the step."""

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtlcore.data.batches import Batch
+    from mtlcore.errors import Problem
     from mtlcore.losses import Outputs
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 
@@ -49,9 +51,9 @@ class Coral(Regularizer):
         self.strength = strength
         self.names = tasks
 
-    def mtlcore_run_start(self, run: Run) -> None:
+    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Refuse tasks that are not there."""
-        known = [task.name for task in run.tasks]
+        known = list(recipe.tasks)
         for name in self.names or ():
             if name not in known:
                 raise UserError(
@@ -63,6 +65,7 @@ class Coral(Regularizer):
             raise UserError(
                 f"{self.name} aligns tasks, and there is one", fix="remove it, or add a task"
             )
+        return []
 
     def mtlcore_penalties(
         self, run: Run, batch: Batch | None, outputs: Outputs | None

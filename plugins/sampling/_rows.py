@@ -13,6 +13,8 @@ from mtlcore.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from mtlcore.data.tasks import Task
+    from mtlcore.errors import Problem
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 Groups = Mapping[str, Sequence[int]]
@@ -23,13 +25,20 @@ Prepared = TypeVar("Prepared")
 
 
 class PreparedChooser(RowChooser, Generic[Prepared]):
-    """A chooser that looks at all rows of a task before the first step: implement `prepare`."""
+    """A chooser that looks at all rows of a task before the first step.
+
+    Implement `prepare`, and `require` for what needs no run.
+    """
 
     def __init__(self) -> None:
         self._prepared: dict[str, Prepared] = {}
 
+    def require(self, task: Task) -> list[Problem]:
+        """Refuse rows that do not fit; the result are warnings."""
+        raise NotImplementedError(f"rows {self.name!r} must implement `require`")
+
     def prepare(self, run: Run, task: Task) -> Prepared:
-        """What `choose` needs to know of a task's rows; a UserError if they do not fit."""
+        """What `choose` needs to know of a task's rows."""
         raise NotImplementedError(f"rows {self.name!r} must implement `prepare`")
 
     def prepared(self, run: Run, task: Task) -> Prepared:
@@ -38,13 +47,19 @@ class PreparedChooser(RowChooser, Generic[Prepared]):
             self._prepared[task.name] = self.prepare(run, task)
         return self._prepared[task.name]
 
+    def mtlcore_check(self, recipe: Recipe, tasks: Sequence[Task]) -> list[Problem]:
+        """Refuse tasks that are trained with rows that do not fit."""
+        return [problem for task in self._trained(recipe, tasks) for problem in self.require(task)]
+
     def mtlcore_run_start(self, run: Run) -> None:
-        """Look at the rows of every task that is trained, so that errors come before any work."""
-        stages = run.recipe.stages
-        for task in run.tasks:
-            trained = not stages or any(task.name in stage.tasks for stage in stages)
-            if task.name in self.tasks and trained:
-                self.prepared(run, task)
+        """Look at the rows of every task that is trained."""
+        for task in self._trained(run.recipe, run.tasks):
+            self.prepared(run, task)
+
+    def _trained(self, recipe: Recipe, tasks: Sequence[Task]) -> list[Task]:
+        """Its tasks that some stage trains."""
+        names = {name for stage in recipe.stages for name in stage.tasks} or {*self.tasks}
+        return [task for task in tasks if task.name in {*self.tasks} & names]
 
 
 class Passes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mtlcore.errors import Problem
 from mtlcore_plugins.sampling._rows import (
     Groups,
     Passes,
@@ -12,11 +13,16 @@ from mtlcore_plugins.sampling._rows import (
     group_by_column,
     group_by_label,
     note_groups,
+    where,
 )
 
 if TYPE_CHECKING:
     from mtlcore.data.tasks import Task
     from mtlcore.run import Run
+
+
+SHOWN = 5
+"""So many classes are named in a warning."""
 
 
 class ClassBalanced(PreparedChooser[Groups]):
@@ -48,12 +54,32 @@ class ClassBalanced(PreparedChooser[Groups]):
         self.column = column
         self._passes = Passes()
 
+    def require(self, task: Task) -> list[Problem]:
+        """Refuse rows without a class; warn of a class that has one row, drawn over and over."""
+        classes = self._classes(task)
+        single = [name for name, ids in classes.items() if len(ids) == 1]
+        more = len(task.train) / len(classes)  # times its share of the rows, 1 / n
+        if not single or len(single) == len(classes):
+            return []
+        names = ", ".join(map(repr, single[:SHOWN])) + " ..." * (len(single) > SHOWN)
+        return [
+            Problem(
+                where(task),
+                f"task {task.name!r} has a single row of {names}: {self.name} draws it once in "
+                f"{len(classes)} rows, {more:.1f} times as often as its share of the rows",
+                "add rows of it, leave it out, or use rows: shuffled",
+            )
+        ]
+
     def prepare(self, run: Run, task: Task) -> Groups:
         """The rows of each class."""
-        by_label = self.column is None
-        classes = group_by_label(task) if by_label else group_by_column(task, str(self.column))
-        note_groups(run, self, task, classes, "label" if by_label else f"column {self.column!r}")
+        classes = self._classes(task)
+        what = "label" if self.column is None else f"column {self.column!r}"
+        note_groups(run, self, task, classes, what)
         return classes
+
+    def _classes(self, task: Task) -> dict[str, list[int]]:
+        return group_by_label(task) if self.column is None else group_by_column(task, self.column)
 
     def choose(self, run: Run, step: int, task: Task, count: int) -> list[int]:
         """The next `count` rows."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mtlcore.data.tasks import Task
+    from mtlcore.errors import Problem
     from mtlcore.run import Run
 
 PositiveShare = Annotated[float, Gt(0), Le(1)]
@@ -89,6 +90,12 @@ class Curriculum(PreparedChooser[Course]):
         self._passes = Passes()
         self._losses: dict[str, torch.Tensor] = {}  # task -> loss of each train row [n]
         self._draws: dict[str, int] = {}  # task -> T
+
+    def require(self, task: Task) -> list[Problem]:
+        """Refuse a column that does not hold numbers."""
+        if self.difficulty not in ("length", "loss"):
+            numbers_of(task, self.difficulty)
+        return []
 
     def prepare(self, run: Run, task: Task) -> Course:
         """Rank the rows by difficulty, and fix how long the course is."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtlcore.data.tasks import Task
+    from mtlcore.errors import Problem
     from mtlcore.run import Run
 
 
@@ -60,8 +61,8 @@ class GroupBalanced(PreparedChooser[Groups]):
         self.min_group = min_group
         self._passes: dict[str, Passes] = {}
 
-    def prepare(self, run: Run, task: Task) -> Groups:
-        """The rows of each group; none may be too small."""
+    def require(self, task: Task) -> list[Problem]:
+        """Refuse rows without a group, and groups that are too small."""
         groups = group_by_column(task, self.column)
         small = {name: ids for name, ids in groups.items() if len(ids) < self.min_group}
         if small:
@@ -73,6 +74,11 @@ class GroupBalanced(PreparedChooser[Groups]):
                 fix="add rows of these groups, merge groups in the data, or set min_group to "
                 f"{min(map(len, small.values()))} and have their rows repeated often",
             )
+        return []
+
+    def prepare(self, run: Run, task: Task) -> Groups:
+        """The rows of each group."""
+        groups = group_by_column(task, self.column)
         note_groups(run, self, task, groups, f"column {self.column!r}")
         labels = [example.label for example in task.train] if has_labels(task) else None
         self._passes[task.name] = Passes(

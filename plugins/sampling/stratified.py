@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mtlcore.data.tasks import Task
+    from mtlcore.errors import Problem
     from mtlcore.run import Run
 
 # A word, or one character of a script that puts no spaces between words.
@@ -84,6 +85,11 @@ class Stratified(PreparedChooser[Strata]):
         self._passes = Passes()
         self._clusters: dict[str, torch.Tensor] = {}  # task -> cluster of each train row [n]
         self._drawn: dict[str, list[int]] = {}  # of a checkpoint, until the strata are known
+
+    def require(self, task: Task) -> list[Problem]:
+        """Refuse rows without a label, a value or words."""
+        self._group(task)
+        return []
 
     def prepare(self, run: Run, task: Task) -> Strata:
         """The strata with their shares, and what was drawn of them before a run was resumed."""

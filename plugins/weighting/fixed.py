@@ -12,7 +12,9 @@ from mtlcore.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mtlcore.errors import Problem
     from mtlcore.gradients import Gradients
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 
@@ -42,9 +44,9 @@ class Fixed(Weighting):
         if weights and not any(weights.values()):
             raise ValueError("weights must not all be 0: nothing would be learned")
 
-    def mtlcore_run_start(self, run: Run) -> None:
-        """Refuse weights that miss a task, or that name one the run does not have."""
-        names = [task.name for task in run.tasks]
+    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
+        """Refuse weights that miss a task, or that name one the recipe does not have."""
+        names = list(recipe.tasks)
         for name in self.weights:
             if name not in names:
                 raise UserError(
@@ -59,6 +61,7 @@ class Fixed(Weighting):
                 where="weighting",
                 fix=f"add {missing[0]}: 1.0 (or 0 to leave the task out of the shared weights)",
             )
+        return []
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] the given weights of the present tasks."""

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mtlcore.errors import Problem
     from mtlcore.gradients import Gradients
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 # Rows of the state, each [T].
@@ -63,9 +65,9 @@ class GradientSimilarity(Weighting):
         self.smoothing = smoothing
         self.state: Tensor | None = None  # [5, T]
 
-    def mtlcore_run_start(self, run: Run) -> None:
-        """Refuse a run without main tasks, or with nothing to gate."""
-        roles = {task.recipe.role for task in run.tasks}
+    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
+        """Refuse a recipe without main tasks, or with nothing to gate."""
+        roles = {task.role for task in recipe.tasks.values()}
         for role in ("auxiliary", "main"):
             if role not in roles:
                 raise UserError(
@@ -74,6 +76,7 @@ class GradientSimilarity(Weighting):
                     where="weighting",
                     fix=f"set tasks.<task>.role: {role}, or use another weighting",
                 )
+        return []
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] a share for each main task, the gate for each auxiliary one."""

@@ -188,11 +188,21 @@ def test_the_same_rows_give_the_same_findings() -> None:
 # -- what is refused ---------------------------------------------------------------------------
 
 
+def check(auditor: GroupMetrics, run: Any) -> None:
+    """Before the start of a run."""
+    components = {}
+    for task, evaluators in run.evaluators.items():
+        for evaluator in evaluators:
+            evaluator.tasks = (task,)
+            components[evaluator.name] = evaluator
+    assert auditor.mtlcore_check(run.recipe, run.tasks, components) == []
+
+
 def refused(rows: Sequence[Prediction], **options: Any) -> str:
     """The message at the start of a run whose eval rows are these."""
     run = run_with(Accuracy(), eval_rows=rows)
     with pytest.raises(UserError) as caught:
-        GroupMetrics(**{"column": "group", **options}).mtlcore_run_start(run)
+        check(GroupMetrics(**{"column": "group", **options}), run)
     return str(caught.value)
 
 
@@ -208,9 +218,7 @@ def test_a_group_of_three_rows_is_refused_before_training() -> None:
     message = refused(rows)
     assert "1 of 3 groups of 'group' have fewer than 10 eval rows: 'c' has 3" in message
     assert "set min_group" in message
-    GroupMetrics(column="group", min_group=3).mtlcore_run_start(
-        run_with(Accuracy(), eval_rows=rows)
-    )
+    check(GroupMetrics(column="group", min_group=3), run_with(Accuracy(), eval_rows=rows))
 
 
 def test_a_column_with_one_value_has_no_groups() -> None:

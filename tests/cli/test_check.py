@@ -56,8 +56,8 @@ def test_errors_of_all_tasks_end_with_2(cli: CommandLine, tmp_path: Path, tiny_m
     write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"text": "", "label": "good"}])
     code, out, _ = cli("check", write_recipe(tmp_path, tiny_model))
     assert code == 2
-    for task in ("one", "two"):
-        assert f"error: tasks.{task}.train: 1 of 4 rows are bad" in out
+    for line, task in ((3, "one"), (4, "two")):
+        assert f"recipe.yaml:{line}, tasks.{task}.train: 1 of 4 rows are bad" in out
     assert out.count("rows.jsonl:4: column 'text' is empty") == 2
     assert cli("check", write_recipe(tmp_path, tiny_model, ", on_bad_row: skip"))[0] == 0
 
@@ -112,3 +112,127 @@ def test_lines_of_tables_fit_and_markup_and_control_characters_are_shown_as_text
     assert "[bold]x" in out
     tables = out.partition("warning:")[0]
     assert max(map(len, tables.splitlines())) <= width
+
+
+# -- components --------------------------------------------------------------------------------
+
+UNFIT = """
+model: {{name_or_path: {model}}}
+tasks:
+  people:
+    train: people.jsonl
+    eval: people.jsonl
+    format: classification
+    rows: {{name: group_balanced, column: group}}
+  words:
+    train: people.jsonl
+    eval: people.jsonl
+    format: {{name: prompt_completion, template: "{{{{ text }}}}"}}
+    columns: {{completion: label}}
+    rows: {{name: curriculum, difficulty: text}}
+    metrics: [accuracy]
+sharing: {{shared: 0, own: 2}}
+weighting: {weighting}
+overall: {{name: mean, weights: {{peple: 2.0}}}}
+replay: {{name: reservoir, rows: 1}}
+regularization:
+  - {{name: coral, strength: 1.0, tasks: [wrods, people]}}
+monitoring: [conflicts, affinity]
+auditing:
+  - {{name: group_metrics, column: group, tasks: [people]}}
+  - {{name: counterfactual, tasks: [word]}}
+training: {{output_dir: {folder}/run, max_steps: 2}}
+"""
+REFUSALS = [
+    (8, "tasks.people.rows: column 'group' has groups of fewer than 10 rows"),
+    (14, "tasks.words.rows: column 'text' must hold numbers"),
+    (15, "tasks.words.metrics: accuracy compares class labels"),
+    (18, "overall: overall.weights names a task 'peple'"),
+    (19, "replay.rows: a memory of 1 rows cannot hold a row of each of 2 tasks"),
+    (21, "regularization[0].tasks: coral should align a task 'wrods'"),
+    (22, "monitoring[0]: conflicts looks at weights that several tasks share"),
+    (22, "monitoring[1]: affinity compares gradients of weights"),
+    (24, "auditing[0].column: task 'people': 1 of 3 groups of 'group' have fewer than 10"),
+    (25, "auditing[1].tasks: counterfactual should audit a task 'word'"),
+]
+WEIGHTINGS = {
+    "gradient_similarity": "auxiliary tasks by the main ones, and the recipe has no auxiliary task",
+    "{name: fixed, weights: {people: 1.0, word: 1.0}}": "weights names a task 'word'",
+}
+
+
+def unfit(folder: Path, model: Path, weighting: str) -> Path:
+    """A recipe whose components cannot work with its tasks, though all rows are right."""
+    rows = [
+        {"text": f"{group} {2**i} said it", "label": ["good", "bad"][i % 2], "group": group}
+        for group, count in (("a", 12), ("b", 12), ("c", 3))
+        for i in range(count)
+    ]
+    write_jsonl(folder / "people.jsonl", rows)
+    path = folder / "recipe.yaml"
+    path.write_text(UNFIT.format(model=model, folder=folder, weighting=weighting))
+    return path
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_all_that_components_refuse_is_told_at_once_and_nothing_is_written(
+    verb: str, weighting: str, cli: CommandLine, tmp_path: Path, tiny_model: Path
+) -> None:
+    recipe = unfit(tmp_path, tiny_model, weighting)
+    before = contents(tmp_path)
+    code, out, err = cli(verb, recipe)
+    assert code == 2
+    assert contents(tmp_path) == before
+    said = out if verb == "check" else err
+    for line, message in REFUSALS:
+        assert f"error: {recipe}:{line}, {message}" in said
+    assert f"error: {recipe}:17, weighting: " in said
+    assert WEIGHTINGS[weighting] in said
+    assert f"{len(REFUSALS) + 1} " + ("errors" if verb == "check" else "problems") in said
+
+
+def test_unknown_components_and_options_are_told_beside_bad_rows_of_a_task(
+    cli: CommandLine, tmp_path: Path, tiny_model: Path
+) -> None:
+    recipe = unfit(tmp_path, tiny_model, "{name: pcgrad, scop: model}")
+    text = recipe.read_text().replace("name: reservoir", "name: reservoi")
+    recipe.write_text(text.replace("    train: people.jsonl\n", "    train: bad.jsonl\n", 1))
+    write_jsonl(tmp_path / "bad.jsonl", [*ROWS, {"text": "", "label": "good"}])
+    code, out, _ = cli("check", recipe)
+    assert code == 2
+    assert f"error: {recipe}:5, tasks.people.train: 1 of 4 rows are bad" in out
+    assert f"error: {recipe}:17, weighting: weighting.scop is not an option of 'pcgrad'" in out
+    assert f"error: {recipe}:19, replay: replay 'reservoi' is not known" in out
+    assert "fewer than 10" not in out, "what hangs on the rows that could not be read"
+    told = [REFUSALS[place] for place in (1, 2, 3, 5, 6, 7, 9)]
+    for line, message in told:
+        assert f"error: {recipe}:{line}, {message}" in out
+    assert f"{len(told) + 3} errors" in out
+
+
+def test_a_head_that_cannot_be_is_told_once(
+    cli: CommandLine, tmp_path: Path, tiny_model: Path
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    rows = "train: rows.jsonl, eval: rows.jsonl, test: rows.jsonl"
+    task = f"{{{rows}, format: text, head: classification}}"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{name_or_path: {tiny_model}}}\ntasks:\n  one: {task}\n")
+    code, out, _ = cli("check", recipe)
+    assert code == 2
+    assert out.count("has a head, but its format gives no options to choose from") == 1
+    assert "1 error," in out
+
+
+def test_a_class_of_one_row_is_a_warning_of_class_balanced(
+    cli: CommandLine, tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = [{"text": f"room {2**i}", "label": "good" if i else "bad"} for i in range(10)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    code, out, _ = cli("check", write_recipe(tmp_path, tiny_model, ", rows: class_balanced"))
+    assert code == 0
+    assert (
+        "recipe.yaml:3, tasks.one.rows: task 'one' has a single row of 'bad': class_balanced draws "
+        "it once in 2 rows, 5.0 times as often as its share of the rows"
+    ) in out

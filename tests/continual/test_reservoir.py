@@ -139,8 +139,8 @@ def test_a_memory_smaller_than_a_step_asks_for_is_not_repeated() -> None:
 def test_a_budget_smaller_than_the_tasks_is_refused_before_training() -> None:
     run = staged_run({"a": 5, "b": 5, "c": 5}, ["a"], ["b"], ["c"])
     with pytest.raises(UserError, match=r"replay\.rows: a memory of 2 rows .* each of 3 tasks"):
-        Reservoir(rows=2).mtlcore_run_start(run)
-    Reservoir(rows=3).mtlcore_run_start(run)
+        Reservoir(rows=2).mtlcore_check(run.recipe)
+    assert Reservoir(rows=3).mtlcore_check(run.recipe) == []
 
 
 def test_it_says_when_nothing_will_be_replayed() -> None:
@@ -177,7 +177,7 @@ def test_a_memory_of_unknown_tasks_is_refused() -> None:
     memory = Reservoir()
     memory.mtlcore_stage_end(staged_run({"a": 5}), "train")
     with pytest.raises(UserError, match="rows of a task 'a' that the recipe lacks"):
-        memory.mtlcore_run_start(staged_run({"b": 5}, start="runs/before"))
+        memory.mtlcore_check(staged_run({"b": 5}, start="runs/before").recipe)
 
 
 def saved() -> tuple[Reservoir, dict[str, Any]]:

@@ -80,9 +80,9 @@ def test_the_mean_takes_weights_by_task() -> None:
 
 def test_a_weight_of_an_unknown_task_is_refused_at_the_start() -> None:
     run = stand_in_run({"spelling": 3})
-    Mean(weights={"spelling": 2.0}).mtlcore_run_start(run)
+    Mean(weights={"spelling": 2.0}).mtlcore_check(run.recipe)
     with pytest.raises(UserError, match="did you mean 'spelling'"):
-        Mean(weights={"speling": 2.0}).mtlcore_run_start(run)
+        Mean(weights={"speling": 2.0}).mtlcore_check(run.recipe)
 
 
 def test_weights_that_are_all_zero_are_refused() -> None:

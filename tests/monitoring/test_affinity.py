@@ -124,11 +124,10 @@ def test_a_run_in_which_nothing_is_shared_is_refused(tiny_model: Path, tmp_path:
     recipe = write_tiny_recipe(tmp_path, tiny_model, **PARTS, sharing="{shared: 0, own: 2}")
     with pytest.raises(UserError, match="weights that several tasks share") as caught:
         mtlcore.train(recipe)
-    assert caught.value.problem.where == "monitoring"
+    assert caught.value.problem.where.endswith("monitoring[0]")
     assert "sharing.shared" in caught.value.problem.fix
-    run = SimpleNamespace(model=SimpleNamespace(layout=SimpleNamespace(adapters=[])))
     with pytest.raises(UserError):
-        Affinity().mtlcore_run_start(run)  # type: ignore[arg-type]
+        Affinity().mtlcore_check(SimpleNamespace(adapters=[]))  # type: ignore[arg-type]
 
 
 def test_a_run_writes_what_it_measured_and_reports_it(trained: Run) -> None:

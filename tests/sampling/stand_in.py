@@ -82,8 +82,9 @@ def flat(steps: Sequence[Sequence[int]]) -> list[int]:
 
 
 def started(chooser: RowChooser, run: Any) -> RowChooser:
-    """The chooser after the hook of a run's start."""
+    """The chooser after the hooks of a run's start."""
     chooser.tasks = ("a",)
+    chooser.mtlcore_check(run.recipe, run.tasks)  # type: ignore[attr-defined]
     chooser.mtlcore_run_start(run)  # type: ignore[attr-defined]
     return chooser
 

@@ -15,7 +15,7 @@ ALL = {"sum": 3.0, "qa": 1.0, "chat": 0.0}
 
 def test_weights_follow_the_names_of_the_present_tasks():
     fixed = Fixed(weights=ALL)
-    fixed.mtlcore_run_start(RUN)
+    fixed.mtlcore_check(RUN.recipe)
     assert fixed.mtlcore_weigh_tasks(RUN, StandInGradients(torch.eye(3))).tolist() == [1, 0, 3]
     two = StandInGradients(torch.eye(2), [0, 2])
     assert fixed.mtlcore_weigh_tasks(RUN, two).tolist() == [1, 3]
@@ -23,9 +23,9 @@ def test_weights_follow_the_names_of_the_present_tasks():
 
 def test_a_task_left_out_or_misspelt_is_refused_at_the_start():
     with pytest.raises(UserError, match="misses chat"):
-        Fixed(weights={"sum": 1.0, "qa": 1.0}).mtlcore_run_start(RUN)
+        Fixed(weights={"sum": 1.0, "qa": 1.0}).mtlcore_check(RUN.recipe)
     with pytest.raises(UserError, match=r"'chatt'(?s:.*)did you mean 'chat'"):
-        Fixed(weights={**ALL, "chatt": 1.0}).mtlcore_run_start(RUN)
+        Fixed(weights={**ALL, "chatt": 1.0}).mtlcore_check(RUN.recipe)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.recipes import TASKS, metrics, training_part, write_tiny_recipe
 def run_of(*roles):
     run = stand_in_run({f"{role}{index}": 5 for index, role in enumerate(roles)})
     for task, role in zip(run.tasks, roles, strict=True):
-        task.recipe = SimpleNamespace(role=role)
+        task.recipe = run.recipe.tasks[task.name] = SimpleNamespace(role=role)
     return run
 
 
@@ -121,7 +121,7 @@ def test_a_resumed_weighting_goes_on_alike():
 def test_a_run_of_one_role_is_refused(role):
     other = {"main": "auxiliary", "auxiliary": "main"}[role]
     with pytest.raises(UserError, match=f"the recipe has no {other} task") as caught:
-        GradientSimilarity().mtlcore_run_start(run_of(role, role))
+        GradientSimilarity().mtlcore_check(run_of(role, role).recipe)
     assert caught.value.problem.where == "weighting"
     assert f"role: {other}" in caught.value.problem.fix
 

@@ -1,0 +1,103 @@
+"""The components that a recipe names: made of it, and checked against the tasks without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from mtlcore.components import Component
+from mtlcore.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from mtlcore.components import Evaluator
+    from mtlcore.data.tasks import Task
+    from mtlcore.model.layout import Layout
+    from mtlcore.plugins import PluginManager
+    from mtlcore.recipe import ComponentSpec, Recipe
+
+
+@dataclass
+class Made:
+    """The components that could be made, and what is wrong with the others."""
+
+    by_key: dict[str, Component] = field(default_factory=dict)
+    """ "<key of the recipe>:<name>" -> component, in the order of the recipe."""
+    evaluators: dict[str, list[Evaluator]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def of_kind(self, kind: str) -> list[Any]:
+        """The components of one kind."""
+        return [component for component in self.by_key.values() if component.kind == kind]
+
+
+def make_components(recipe: Recipe, plugins: PluginManager) -> Made:
+    """Create every component that a recipe names, and register its hooks."""
+    made = Made(evaluators={name: [] for name in recipe.tasks})
+
+    def add(kind: str, spec: ComponentSpec, where: str, task: str | None = None) -> None:
+        try:
+            component = plugins.create(kind, spec, where)
+        except UserError as error:
+            made.problems += error.problems
+            return
+        if task is not None:
+            component.tasks = (task,)
+        if kind == "evaluation":
+            made.evaluators[str(task)].append(component)
+        made.by_key[f"{where}:{spec.name}"] = component
+        plugins.register(component)
+
+    add("weighting", recipe.weighting, "weighting")
+    add("sampling", recipe.sampling, "sampling")
+    for kind in ("regularization", "monitoring", "auditing"):
+        for index, spec in enumerate(getattr(recipe, kind)):
+            add(kind, spec, f"{kind}[{index}]")
+    if recipe.replay is not None:
+        add("replay", recipe.replay, "replay")
+    add("overall", recipe.overall, "overall")
+    for name, task in recipe.tasks.items():
+        add("rows", task.rows, f"tasks.{name}.rows", name)
+        for index, spec in enumerate(task.metrics):
+            add("evaluation", spec, f"tasks.{name}.metrics[{index}]", name)
+    return made
+
+
+def check_components(
+    plugins: PluginManager,
+    components: Mapping[str, Component],
+    recipe: Recipe,
+    tasks: Sequence[Task],
+    layout: Layout | None,
+) -> tuple[list[Problem], list[Problem]]:
+    """What every `mtlcore_check` refuses, and what it warns of.
+
+    Without a layout, which a wrong recipe may not give, the checks that look at it are left out.
+    """
+    keys = {id(component): key.rpartition(":")[0] for key, component in components.items()}
+    errors: list[Problem] = []
+    warnings: list[Problem] = []
+    for implementation in plugins.hook.mtlcore_check.get_hookimpls():
+        if layout is None and "layout" in implementation.argnames:
+            continue
+        plugin = implementation.plugin
+        found, kept = [], errors
+        try:
+            answers = plugins.only("mtlcore_check", [plugin])(
+                recipe=recipe, tasks=tasks, layout=layout, components=components
+            )
+            found, kept = [problem for some in answers for problem in some], warnings
+        except UserError as error:
+            found = error.problems
+        kept += [_at(problem, plugin, keys.get(id(plugin), "")) for problem in found]
+    return errors, warnings
+
+
+def _at(problem: Problem, plugin: Any, key: str) -> Problem:
+    """A component knows its kind (`monitoring`), the recipe its place (`monitoring[1]`)."""
+    kind = getattr(plugin, "kind", "")
+    if not problem.where:
+        return replace(problem, where=key)
+    if key and (problem.where == kind or problem.where.startswith(f"{kind}.")):
+        return replace(problem, where=key + problem.where.removeprefix(kind))
+    return problem
