@@ -195,8 +195,8 @@ def test_a_component_of_a_disabled_plugin_is_refused_and_the_flag_is_named(
     code, out, err = cli("--disable-plugin", "weighting/pcgrad", "train", recipe)
     assert (code, out) == (2, "")
     assert err == (
-        "error: weighting: weighting 'pcgrad' is not known: its plugin is disabled by "
-        "MTLCORE_DISABLE_PLUGINS (--disable-plugin)\n"
+        f"error: {recipe}:29, weighting: weighting 'pcgrad' is not known: its plugin is "
+        "disabled by MTLCORE_DISABLE_PLUGINS (--disable-plugin)\n"
         "  fix: enable it there; plugins not loaded: 'weighting/pcgrad' of mtlcore "
         f"{version_of('mtlcore')}\n"
     )

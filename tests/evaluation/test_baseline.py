@@ -16,6 +16,7 @@ from mtlcore.errors import UserError
 from mtlcore.evaluation import baseline
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe, read_recipe
+from mtlcore.recipe_yaml import Document
 from mtlcore.trainer import Trainer
 from tests.models import _rms_norm
 from tests.recipes import TASKS, write_tiny_recipe
@@ -30,7 +31,8 @@ def recipe(**parts: Any) -> LoadedRecipe:
     """A recipe of three tasks that needs no files."""
     task = {"train": {"path": "rows.jsonl"}, "format": "text", "split": {"eval": 0.5}}
     parts = {"model": {"name_or_path": "none"}, "tasks": {n: dict(task) for n in NAMES}} | parts
-    return LoadedRecipe(Recipe.model_validate(parts), [], Path("recipe.yaml"), [])
+    made = Recipe.model_validate(parts)
+    return LoadedRecipe(made, [], Path("recipe.yaml"), [], Document(parts, {}))
 
 
 def derived(loaded: LoadedRecipe, **options: Any) -> Recipe:
