@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -57,3 +57,12 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     words = sorted(words)
     match = nearest(word, words)
     return f"did you mean {match!r}?" if match else f"known: {', '.join(words) or 'none'}"
+
+
+def require_tasks(names: Iterable[str], known: Collection[str], where: str = "") -> None:
+    """Refuse a name that is no task of the recipe; `where` is the key that gives the names."""
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"the recipe has no task {name!r}", where=where, fix=did_you_mean(name, known)
+            )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtlcore.data.check_report import CheckReport
 from mtlcore.data.task_checks import Column, Kept, Progress, TaskChecker
-from mtlcore.errors import Problem, UserError, did_you_mean
+from mtlcore.errors import Problem, UserError, did_you_mean, require_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,9 +62,7 @@ def check_tasks(
 
     Groups are counted by `columns` and by every option `column` of the recipe's components.
     """
-    for name in tasks or ():
-        if name not in recipe.tasks:
-            raise UserError(f"unknown task {name!r}", fix=did_you_mean(name, recipe.tasks))
+    require_tasks(tasks or (), recipe.tasks, "--task")
     report = CheckReport()
     wanted = [*(Column(name, f"--column {name}") for name in columns), *_columns_of(recipe)]
     checks = []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlcore import api, checkpoint
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import UserError, require_tasks
 from mtlcore.hookspecs import hookimpl
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import ComponentSpec, Recipe, SharingRecipe
@@ -147,11 +147,7 @@ def train(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Run:
 def _chosen(recipe: Recipe, tasks: Sequence[str] | None, auxiliary: bool) -> list[str]:
     if tasks is None:
         return [n for n, task in recipe.tasks.items() if auxiliary or task.role == "main"]
-    for name in tasks:
-        if name not in recipe.tasks:
-            raise UserError(
-                f"the recipe has no task {name!r}", fix=did_you_mean(name, recipe.tasks)
-            )
+    require_tasks(tasks, recipe.tasks)
     return [name for name in recipe.tasks if name in tasks]
 
 

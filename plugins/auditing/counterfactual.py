@@ -13,7 +13,7 @@ from annotated_types import Ge
 from mtlcore.components import Auditor, Count, Finding, NotNegative
 from mtlcore.data.example import Example, RowError, head_row
 from mtlcore.data.special import make_example
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import require_tasks
 from mtlcore_plugins.auditing._lexicon import read_lexicon
 
 if TYPE_CHECKING:
@@ -101,14 +101,7 @@ class Counterfactual(Auditor):
 
     def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Refuse tasks that are not there."""
-        known = list(recipe.tasks)
-        for name in self.names or ():
-            if name not in known:
-                raise UserError(
-                    f"{self.name} should audit a task {name!r} that the recipe lacks",
-                    where="auditing.tasks",
-                    fix=did_you_mean(name, known),
-                )
+        require_tasks(self.names or (), recipe.tasks, "auditing.tasks")
         return []
 
     def audit(self, run: Run, predictions: Mapping[str, Sequence[Prediction]]) -> list[Finding]:

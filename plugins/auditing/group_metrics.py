@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from mtlcore.components import Auditor, Count, Evaluator, Finding, NotNegative
-from mtlcore.errors import UserError, did_you_mean, nearest
+from mtlcore.errors import UserError, did_you_mean, nearest, require_tasks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ class GroupMetrics(Auditor):
         self, recipe: Recipe, tasks: Sequence[Task], components: Mapping[str, Component]
     ) -> list[Problem]:
         """Refuse a missing column, a small group or an unknown metric before a step is taken."""
-        self._require_tasks(recipe)
+        require_tasks(self.names or (), recipe.tasks, "auditing.tasks")
         rows = {task.name: list(task.eval) for task in tasks if task.eval}
         fields = {name: [example.fields for example in found] for name, found in rows.items()}
         if self.names is None and len(tasks) < len(recipe.tasks):
@@ -112,7 +112,7 @@ class GroupMetrics(Auditor):
 
     def audit(self, run: Run, predictions: Mapping[str, Sequence[Prediction]]) -> list[Finding]:
         """The findings of each task that has the column."""
-        self._require_tasks(run.recipe)
+        require_tasks(self.names or (), run.recipe.tasks, "auditing.tasks")
         fields = {name: [row.fields for row in rows] for name, rows in predictions.items()}
         findings: list[Finding] = []
         for name in self._audited(fields):
@@ -120,16 +120,6 @@ class GroupMetrics(Auditor):
             self._require_metric(run.evaluators[name], name, bool(rows[0].options))
             findings += self._of_task(run, task, rows)
         return findings
-
-    def _require_tasks(self, recipe: Recipe) -> None:
-        known = list(recipe.tasks)
-        for name in self.names or ():
-            if name not in known:
-                raise UserError(
-                    f"{self.name} should audit a task {name!r} that the recipe lacks",
-                    where="auditing.tasks",
-                    fix=did_you_mean(name, known),
-                )
 
     def _audited(self, fields: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
         """The tasks to audit among those with rows; a UserError if the column is missing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mtlcore.components import Aggregator, NotNegative
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import UserError, require_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,14 +36,7 @@ class Mean(Aggregator):
 
     def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Refuse a weight of a task that the recipe does not have."""
-        names = list(recipe.tasks)
-        for name in self.weights:
-            if name not in names:
-                raise UserError(
-                    f"overall.weights names a task {name!r} that the recipe does not have",
-                    where="overall",
-                    fix=did_you_mean(name, names),
-                )
+        require_tasks(self.weights, recipe.tasks, "overall.weights")
         return []
 
     def aggregate(self, values: Mapping[str, float]) -> float:

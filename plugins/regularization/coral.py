@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtlcore.components import NotNegative, Penalty, Regularizer
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import UserError, require_tasks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,15 +53,8 @@ class Coral(Regularizer):
 
     def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Refuse tasks that are not there."""
-        known = list(recipe.tasks)
-        for name in self.names or ():
-            if name not in known:
-                raise UserError(
-                    f"{self.name} should align a task {name!r} that the recipe lacks",
-                    where="regularization.tasks",
-                    fix=did_you_mean(name, known),
-                )
-        if len(known) < 2:
+        require_tasks(self.names or (), recipe.tasks, "regularization.tasks")
+        if len(recipe.tasks) < 2:
             raise UserError(
                 f"{self.name} aligns tasks, and there is one", fix="remove it, or add a task"
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtlcore.components import NotNegative, Weighting
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import UserError, require_tasks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,15 +46,8 @@ class Fixed(Weighting):
 
     def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Refuse weights that miss a task, or that name one the recipe does not have."""
-        names = list(recipe.tasks)
-        for name in self.weights:
-            if name not in names:
-                raise UserError(
-                    f"weighting.weights names a task {name!r} that the recipe does not have",
-                    where="weighting",
-                    fix=did_you_mean(name, names),
-                )
-        missing = [name for name in names if name not in self.weights]
+        require_tasks(self.weights, recipe.tasks, "weighting.weights")
+        missing = [name for name in recipe.tasks if name not in self.weights]
         if missing:
             raise UserError(
                 f"weighting.weights must name every task, and misses {', '.join(missing)}",

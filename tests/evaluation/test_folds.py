@@ -6,6 +6,7 @@ import json
 import shutil
 import statistics
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,7 @@ def test_only_the_same_folds_can_be_resumed(tiny: LoadedRecipe) -> None:
     with pytest.raises(UserError, match=r"the folds are not those .*fold-1.jsonl differs"):
         folds.cross_validate(tiny, 3, resume=True)
     lora = tiny.recipe.lora.model_copy(update={"r": 3})
-    other = LoadedRecipe(
-        tiny.recipe.model_copy(update={"lora": lora}), tiny.notes, tiny.path, tiny.sources
-    )
+    other = replace(tiny, recipe=tiny.recipe.model_copy(update={"lora": lora}))
     with pytest.raises(UserError, match=r"lora.r: 4 -> 3"):
         folds.cross_validate(other, 2, resume=True)
 
