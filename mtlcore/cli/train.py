@@ -52,9 +52,11 @@ def exit_if_audit_failed(run: Run) -> None:
 def complete_bare_resume(args: list[str]) -> list[str]:
     """`--resume` without a value means `--resume auto`.
 
-    What follows is no value when it is a flag, a `key=value`, the recipe itself or a run's folder.
+    What follows is no value when it is a flag, a `key=value`, the recipe itself or, of verbs that go
+    on with a run, its folder.
     """
     completed = []
+    takes_run = args[:1] != ["train"]
     for arg, following in zip(args, [*args[1:], None], strict=False):
         completed.append(arg)
         if arg == "--resume" and (
@@ -62,7 +64,7 @@ def complete_bare_resume(args: list[str]) -> list[str]:
             or following.startswith("-")
             or "=" in following
             or following.endswith((".yaml", ".yml"))
-            or Path(following, "recipe.yaml").is_file()
+            or (takes_run and Path(following, "recipe.yaml").is_file())
         ):
             completed.append("auto")
     return completed

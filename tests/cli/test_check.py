@@ -156,7 +156,8 @@ REFUSALS = [
     (25, "auditing[1].tasks: the recipe has no task 'word'"),
 ]
 WEIGHTINGS = {
-    "gradient_similarity": ": gradient_similarity gates auxiliary tasks by the main ones, and the recipe has no auxiliary task",
+    "gradient_similarity": ": gradient_similarity gates auxiliary tasks by the main ones, "
+    "and the recipe has no auxiliary task",
     "{name: fixed, weights: {people: 1.0, word: 1.0}}": ".weights: the recipe has no task 'word'",
 }
 
