@@ -52,8 +52,8 @@ def exit_if_audit_failed(run: Run) -> None:
 def complete_bare_resume(args: list[str]) -> list[str]:
     """`--resume` without a value means `--resume auto`.
 
-    What follows is no value when it is a flag, a `key=value`, the recipe itself or, of verbs that go
-    on with a run, its folder.
+    What follows is no value when it is a flag, a `key=value`, the recipe itself or, of verbs that
+    take a run, its folder.
     """
     completed = []
     takes_run = args[:1] != ["train"]
