@@ -269,8 +269,8 @@ def unfinished(run_folder: Path, recipe: Recipe, used: Path | None = None) -> st
     return (
         f"warning: the run {run_folder} is unfinished: its newest checkpoint is that of step "
         f"{step_of(newest)}{planned}; the weights used are those of step "
-        f"{step_of(used or newest)}; to go on: mtlcore train RECIPE --resume (or the verb that "
-        "began it, with --resume)"
+        f"{step_of(used or newest)}; to go on: mtlcore train {run_folder}/recipe.yaml --resume "
+        "(or the verb that began it, with --resume)"
     )
 
 

@@ -46,8 +46,9 @@ def warnings_of(files: RunFiles) -> list[str]:
         found.insert(
             0,
             f"The run is unfinished: its log ends at step {number(logged[0]['step'])}, and no "
-            "result.json tells of its end. To go on: mtlcore train RECIPE --resume (or the verb "
-            "that began it, with --resume).",
+            "result.json tells of its end. To go on: "
+            f"mtlcore train {files.shown}/recipe.yaml --resume (or the verb that began it, with "
+            "--resume).",
         )
     return found
 

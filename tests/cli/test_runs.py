@@ -86,7 +86,7 @@ def test_an_unfinished_run_is_told_once(cli: CommandLine, unfinished: Path, verb
     assert code == 0, err
     assert err.count(TOLD) == 1
     assert TOLD not in out
-    assert "mtlcore train RECIPE --resume" in err
+    assert f"mtlcore train {unfinished}/recipe.yaml --resume" in err
 
 
 def test_an_unfinished_run_is_told_where_its_kept_answers_are_compared(
