@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtlcore import checkpoint
+from mtlcore import checkpoint, checkpoint_store
+from mtlcore.checkpoint_store import Checkpoint, open_checkpoint
+from mtlcore.distributed import barrier, is_main, join_processes
 from mtlcore.errors import UserError
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
 from mtlcore.run import RECIPE, Run
+from mtlcore.run_lock import RunLock
 from mtlcore.start import take_over
 from mtlcore.trainer import Trainer
 
@@ -36,21 +39,42 @@ def train(
 
 
 def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Trainer:
-    """A run that is ready to train: fresh, or at the checkpoint to go on from."""
+    """A run that is ready to train: fresh, or at the checkpoint to go on from.
+
+    It holds the lock of a folder that is there already until it was trained.
+    """
     folder = loaded.output_dir
-    start = _checkpoint_to_resume(folder, resume)
-    if start is not None:
-        require_same_recipe(loaded.recipe, folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file", where="training.output_dir", fix="give a folder")
+    join_processes()
+    lock = RunLock(folder)
+    if folder.is_dir():
+        lock.acquire()
+    try:
+        return _prepared(loaded, lock, resume)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) -> Trainer:
+    folder, notes = loaded.output_dir, list(loaded.notes)
+    saved = _checkpoint_to_resume(loaded, resume, notes)
+    if resume:
+        notes += require_same_recipe(loaded.recipe, folder)
     with loaded.locating_errors():
         run = Run(loaded.recipe, folder)
-        for note in loaded.notes:
+        run.lock = lock
+        for note in notes:
             run.note(note)
-        if start is None and run.recipe.start is not None:
+        if saved is None and run.recipe.start is not None:
             take_over(run)
     trainer = Trainer(run)
-    if start is not None:
-        checkpoint.restore(trainer, start)
-        run.note(f"resumed from {start} at step {run.step}")
+    if saved is not None:
+        checkpoint.restore(trainer, saved)
+        run.note(f"resumed from {saved.folder} at step {run.step}")
+    elif resume:
+        checkpoint.begin(run)
     return trainer
 
 
@@ -73,25 +97,29 @@ MAY_CHANGE = (
 """Keys of `training` that a resumed run may change: they touch neither rows nor gradients."""
 
 
-def require_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Refuse to go on with another seed, split, rank, method ...: that would be another run."""
+def require_same_recipe(recipe: Recipe, folder: Path) -> list[str]:
+    """Refuse to go on with another seed, split, rank, method ...: that would be another run.
+
+    Returns what is told of the keys that were changed and may be.
+    """
     if not (folder / RECIPE).is_file():
-        return
+        return []
     before = _flat(read_recipe(folder / RECIPE, check_files=False).recipe.model_dump(mode="json"))
     now = _flat(recipe.model_dump(mode="json"))
-    allowed = {f"training.{key}" for key in MAY_CHANGE}
-    changed = [
-        f"{key}: {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
+    changed = {
+        key: f"{key}: {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in allowed
-    ]
-    if changed:
+        if before.get(key) != now.get(key)
+    }
+    allowed = {f"training.{key}" for key in MAY_CHANGE}
+    if refused := [line for key, line in changed.items() if key not in allowed]:
         raise UserError(
-            "the recipe is not that of the run to be resumed: " + "; ".join(changed[:8]),
+            "the recipe is not that of the run to be resumed:\n  " + "\n  ".join(refused),
             where=str(folder / RECIPE),
             fix="repeat the key=value arguments of the first start (or resume with that file), "
             "or train into another training.output_dir",
         )
+    return [f"changed since the run was begun: {line}" for line in changed.values()]
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -104,30 +132,45 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _checkpoint_to_resume(folder: Path, resume: bool | str | Path) -> Path | None:
-    """Which checkpoint to start from; refuses to train over an existing run."""
+def _checkpoint_to_resume(
+    loaded: LoadedRecipe, resume: bool | str | Path, notes: list[str]
+) -> Checkpoint | None:
+    """Which checkpoint to start from, if any; refuses to train over an existing run.
+
+    What the user should know of the choice is added to `notes`.
+    """
+    folder = loaded.output_dir
     if isinstance(resume, str | Path) and str(resume) != "auto":
-        if not (Path(resume) / checkpoint.STATE).is_file():
+        if not (Path(resume) / checkpoint_store.STATE).exists():
             raise UserError(
                 f"{resume} is no checkpoint",
                 fix="give a folder like runs/x/checkpoints/step-000200",
             )
-        return Path(resume)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file", where="training.output_dir", fix="give a folder")
-    found = checkpoint.checkpoints(folder)
-    if resume:
-        if not found:
+        return open_checkpoint(Path(resume))
+    found = checkpoint_store.checkpoints(folder)
+    if not resume:
+        if (folder / "metrics.jsonl").exists() or found:
             raise UserError(
-                f"there is no checkpoint in {folder}", fix="train without --resume first"
+                f"{folder} already holds a run",
+                where="training.output_dir",
+                fix="go on with --resume, choose another training.output_dir, or delete the folder",
             )
-        return found[-1]
-    if (folder / "metrics.jsonl").exists() or found:
+        return None
+    if is_main():
+        checkpoint_store.finish_interrupted_write(folder)
+    barrier()
+    with_best = loaded.recipe.training.load_best_model_at_end
+    newest, passed_over = checkpoint_store.newest_good(folder, with_best=with_best)
+    if newest is not None:
+        notes += [f"warning: {told}" for told in passed_over]
+        return newest
+    if passed_over:
         raise UserError(
-            f"{folder} already holds a run",
-            where="training.output_dir",
-            fix="go on with --resume, choose another training.output_dir, or delete the folder",
+            "no checkpoint can be gone on from:\n  " + "\n  ".join(passed_over),
+            where=str(folder),
+            fix="copy a good one there, or train anew into another training.output_dir",
         )
+    notes.append(f"there is no checkpoint in {folder} yet: the run begins at step 0")
     return None
 
 
@@ -143,18 +186,19 @@ def load(folder: str | Path, *, step: int | None = None) -> Run:
         raise UserError(f"{folder} holds no run", fix="give the folder of a run, e.g. runs/demo")
     loaded = read_recipe(folder / RECIPE, check_files=False)
     chosen = checkpoint_to_load(folder, loaded.recipe, step)
+    saved = open_checkpoint(chosen, checkpoint_store.ADAPTERS, checkpoint_store.STATE)
     with loaded.locating_errors():
         run = Run(loaded.recipe, folder, splits=())
-    checkpoint.load_adapters(run, chosen)
+    checkpoint.load_adapters(run, saved)
     if told := checkpoint.unfinished(folder, loaded.recipe, chosen):
         run.note(told)
     return run
 
 
 def checkpoint_to_load(folder: Path, recipe: Recipe, step: int | None) -> Path:
-    found = checkpoint.checkpoints(folder)
+    found = checkpoint_store.checkpoints(folder)
     if step is not None:
-        chosen = checkpoint.checkpoint_folder(folder, step)
+        chosen = checkpoint_store.checkpoint_folder(folder, step)
         if chosen not in found:
             steps = ", ".join(path.name for path in found) or "none"
             raise UserError(f"{folder} has no checkpoint of step {step}", fix=f"it has: {steps}")
@@ -164,5 +208,5 @@ def checkpoint_to_load(folder: Path, recipe: Recipe, step: int | None) -> Path:
     if recipe.training.load_best_model_at_end:
         best = checkpoint.best_step(found[-1])
         if best is not None:
-            return checkpoint.checkpoint_folder(folder, best)
+            return checkpoint_store.checkpoint_folder(folder, best)
     return found[-1]

@@ -1,67 +1,47 @@
-"""Everything a run needs to go on as if it had never stopped, in safetensors and JSON."""
+"""What a checkpoint holds of a run and its trainer, and how both go on from it."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import shutil
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtlcore.distributed import barrier, is_main
+from mtlcore.checkpoint_store import (
+    ADAPTERS,
+    COMPONENTS,
+    OPTIMIZER,
+    STATE,
+    Checkpoint,
+    Snapshot,
+    checkpoint_folder,
+    checkpoints,
+    open_checkpoint,
+    step_of,
+    supersede,
+)
+from mtlcore.distributed import barrier, is_main, world_size
 from mtlcore.errors import UserError
+from mtlcore.files import replace_text
 from mtlcore.stages import ONLY_STAGE
+from mtlcore.versions import versions
 
 if TYPE_CHECKING:
     from mtlcore.recipe import Recipe
     from mtlcore.run import Run
     from mtlcore.trainer import Trainer
 
-ADAPTERS, OPTIMIZER, COMPONENTS, STATE = (
-    "adapters.safetensors",
-    "optimizer.safetensors",
-    "components.safetensors",
-    "state.json",
-)
 
-
-def checkpoint_folder(run_folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return run_folder / "checkpoints" / f"step-{step:06d}"
-
-
-def checkpoints(run_folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    return sorted((run_folder / "checkpoints").glob("step-[0-9]*"), key=step_of)
-
-
-def step_of(folder: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
-    return int(folder.name.removeprefix("step-"))
-
-
-def save(trainer: Trainer) -> Path:
-    """Write a checkpoint into a folder beside its place, then rename it.
+def snapshot(trainer: Trainer) -> Snapshot:
+    """Copy all that a resumed run needs.
 
     No generator needs saving: every draw is a function of (seed, step).
     """
     run = trainer.run
-    final = checkpoint_folder(run.folder, run.step)
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _save_tensors(partial / ADAPTERS, run.model.adapter_state())
     optimizer = trainer.optimizer.state_dict()["state"]
-    _save_tensors(
-        partial / OPTIMIZER,
-        {f"{i}.{key}": value for i, state in optimizer.items() for key, value in state.items()},
-    )
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
     for key, component in run.components.items():
@@ -70,7 +50,6 @@ def save(trainer: Trainer) -> Path:
                 tensors[f"{key}/{name}"] = value
             else:
                 values.setdefault(key, {})[name] = value
-    _save_tensors(partial / COMPONENTS, tensors)
     state = {
         "step": run.step,
         "tasks": [task.name for task in run.tasks],
@@ -78,34 +57,62 @@ def save(trainer: Trainer) -> Path:
         "scheduler": trainer.scheduler.state_dict(),
         "progress": trainer.progress_state(),
         "components": values,
+        "origin": _origin(run),
     }
-    (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-    if final.exists():  # of this step before its stage ended
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(final, old)
-        os.replace(partial, final)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, final)
-    return final
+    return Snapshot(
+        run.step,
+        {
+            ADAPTERS: _copied(run.model.adapter_state()),
+            OPTIMIZER: _copied(
+                {
+                    f"{index}.{key}": value
+                    for index, moments in optimizer.items()
+                    for key, value in moments.items()
+                }
+            ),
+            COMPONENTS: _copied(tensors),
+        },
+        json.dumps(state, indent=2),
+    )
 
 
-def restore(trainer: Trainer, folder: Path) -> None:
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
+    }
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    """What the weights depend on beside the recipe."""
+    return {
+        "processes": world_size(),
+        "data": {
+            f"{task.name}.{name}": split.fingerprint
+            for task in run.tasks
+            for name, split in task.splits().items()
+        },
+        "device": run.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Set run and trainer to the state of a checkpoint; anything missing is an error."""
     run = trainer.run
-    state = load_adapters(run, folder)
+    state = saved.state()
     names = [task.name for task in run.tasks]
     if state["tasks"] != names:
         raise UserError(
             f"the checkpoint's tasks are {state['tasks']}, the recipe's are {names}",
-            where=str(folder),
+            where=str(saved.folder),
             fix="resume with the recipe that the run was started with (recipe.yaml in its folder)",
         )
+    _compare_origin(run, state["origin"])
+    load_adapters(run, saved)
     trainer.load_progress_state(state["progress"])  # its stage, with an optimizer of its own
-    saved = _load_tensors(folder / OPTIMIZER)
     grouped: dict[int, dict[str, Tensor]] = {}
-    for name, value in saved.items():
+    for name, value in saved.tensors(OPTIMIZER).items():
         index, _, key = name.partition(".")
         grouped.setdefault(int(index), {})[key] = value
     current = trainer.optimizer.state_dict()
@@ -115,16 +122,52 @@ def restore(trainer: Trainer, folder: Path) -> None:
         trainer.optimizer.param_groups, state["scheduler"]["_last_lr"], strict=True
     ):
         group["lr"] = rate
-    saved_states = component_states(folder)
+    component_states = saved.component_states()
     for key, component in run.components.items():
-        component.load_state_dict(saved_states.get(key, {}))
+        component.load_state_dict(component_states.get(key, {}))
     run.rows_drawn = list(state["rows_drawn"])
-    _require_best(trainer, folder)
+    _require_best(trainer, saved.folder)
     if is_main():
-        _trim(run, "metrics.jsonl", ended=trainer.stage_ended)
-        _trim(run, "audits.jsonl")
-        _supersede(run)
+        _trim_records(trainer)
+        for folder, kept in supersede(run.folder, run.step):
+            run.note(f"{folder.name} is after the checkpoint resumed from: kept as {kept.name}")
     barrier()
+
+
+def _compare_origin(run: Run, then: dict[str, Any]) -> None:
+    """Refuse other rows or another number of processes; tell what may change the last bits."""
+    now = _origin(run)
+    for key in then["data"].keys() | now["data"].keys():
+        task, _, split = key.rpartition(".")
+        if then["data"].get(key) != now["data"].get(key) and split != "test":  # not trained on
+            raise UserError(
+                f"the {split} rows of {task!r} are not those that the run was begun with",
+                where=f"tasks.{task}.{split}",
+                fix="bring its file back; or begin another run from the weights of this one: "
+                f"start: {run.folder}",
+            )
+    if then["processes"] != now["processes"]:
+        raise UserError(
+            f"the run was begun by {_count(then['processes'])}, now there "
+            f"{'is' if now['processes'] == 1 else 'are'} {now['processes']}: its steps would take "
+            "other numbers of rows",
+            fix=f"start it with {_count(then['processes'])} again",
+        )
+    changed = [
+        f"{name} {then['versions'].get(name, 'unknown')} -> {version}"
+        for name, version in now["versions"].items()
+        if then["versions"].get(name) != version
+    ]
+    changed += [f"{k} {then[k]} -> {now[k]}" for k in ("device", "threads") if then[k] != now[k]]
+    if changed:
+        run.note(
+            f"since the checkpoint was written: {', '.join(changed)}; the weights may differ in "
+            "their last bits from those of a run that was not interrupted"
+        )
+
+
+def _count(processes: int) -> str:
+    return f"{processes} process{'' if processes == 1 else 'es'}"
 
 
 def _require_best(trainer: Trainer, folder: Path) -> None:
@@ -132,62 +175,60 @@ def _require_best(trainer: Trainer, folder: Path) -> None:
     if not trainer.recipe.load_best_model_at_end:
         return
     for step in sorted(trainer.judge.best_steps):
-        if not (checkpoint_folder(trainer.run.folder, step) / ADAPTERS).is_file():
+        best = checkpoint_folder(trainer.run.folder, step)
+        if not best.is_dir():
             raise UserError(
                 f"the best checkpoint so far, that of step {step}, is not in {trainer.run.folder}",
                 where=str(folder),
                 fix=f"copy it there from {folder.parent}, resume from a checkpoint that has it, or "
                 "set training.load_best_model_at_end=false",
             )
+        open_checkpoint(best, ADAPTERS)
 
 
-def component_states(folder: Path) -> dict[str, dict[str, Any]]:
-    """What each component kept, by its key in `run.components`."""
-    states: dict[str, dict[str, Any]] = {
-        key: dict(values) for key, values in read_state(folder)["components"].items()
-    }
-    for name, value in _load_tensors(folder / COMPONENTS).items():
-        key, _, part = name.rpartition("/")
-        states.setdefault(key, {})[part] = value
-    return states
+def begin(run: Run) -> None:
+    """Clear the records of a run that was ended before its first checkpoint."""
+    if is_main():
+        _trim(run, "metrics.jsonl", lambda line: False)
+        _trim(run, "audits.jsonl", lambda line: False)
+    barrier()
 
 
-def _trim(run: Run, name: str, *, ended: bool = True) -> None:
+def _trim_records(trainer: Trainer) -> None:
     """Drop the lines of what comes after the checkpoint: it is about to be written again.
 
-    That is all of later steps, and of this step what the end of a stage adds unless it has `ended`.
+    That is all of later steps, and of this step what was still to be done.
     """
+    step, due = trainer.run.step, trainer.due
+
+    def keep_metrics(line: dict[str, Any]) -> bool:
+        if line["step"] < step:
+            return True
+        done = (trainer.stage_ended or "combined" not in line) and (
+            "eval" not in due or "eval_loss" not in line
+        )
+        return bool(line["step"] == step) and done
+
+    def keep_audits(line: dict[str, Any]) -> bool:
+        return bool(line["step"] < step + ("audit" not in due))
+
+    _trim(trainer.run, "metrics.jsonl", keep_metrics)
+    _trim(trainer.run, "audits.jsonl", keep_audits)
+
+
+def _trim(run: Run, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
     path = run.folder / name
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = []
-        for line in lines:
-            found = json.loads(line) if line.endswith("\n") else {"step": math.inf}
-            if found["step"] < run.step + (ended or "combined" not in found):
-                kept.append(line)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+        whole = [line for line in lines if line.endswith("\n")]  # the last may be half a line
+        replace_text(path, "".join(line for line in whole if keep(json.loads(line))))
 
 
-def _supersede(run: Run) -> None:
-    """Rename checkpoints of later steps: those steps are about to be run and saved again."""
-    for folder in checkpoints(run.folder):
-        if step_of(folder) > run.step:
-            number = 1
-            while (kept := folder.with_name(f"superseded-{number}-{folder.name}")).exists():
-                number += 1
-            os.replace(folder, kept)
-            run.note(f"{folder.name} is after the checkpoint resumed from: kept as {kept.name}")
-
-
-def load_adapters(run: Run, folder: Path) -> dict[str, Any]:
-    """Set the adapters and the step of a run from a checkpoint; returns its JSON state."""
-    state = read_state(folder)
-    require_base_model(run, folder.parents[1])
-    run.model.load_adapter_state(_load_tensors(folder / ADAPTERS))
-    run.step = state["step"]
-    return state
+def load_adapters(run: Run, saved: Checkpoint) -> None:
+    """Set the adapters and the step of a run from a checkpoint."""
+    require_base_model(run, saved.folder.parents[1])
+    run.model.load_adapter_state(saved.tensors(ADAPTERS))
+    run.step = saved.state()["step"]
 
 
 def require_base_model(run: Run, folder: Path) -> None:
@@ -208,7 +249,7 @@ def require_base_model(run: Run, folder: Path) -> None:
 
 def read_adapters(folder: Path) -> dict[str, Tensor]:
     """All adapter weights of a checkpoint, by name."""
-    return _load_tensors(folder / ADAPTERS)
+    return open_checkpoint(folder, ADAPTERS).tensors(ADAPTERS)
 
 
 def load_adapters_of(run: Run, step: int | None, *, owner: int | None = None) -> None:
@@ -222,28 +263,8 @@ def load_adapters_of(run: Run, step: int | None, *, owner: int | None = None) ->
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint; a part that is missing is an error."""
-    try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        missing = {
-            "step",
-            "tasks",
-            "rows_drawn",
-            "scheduler",
-            "progress",
-            "components",
-        } - state.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"cannot read {STATE}: {error}", where=str(folder), fix="choose another checkpoint"
-        ) from error
-    if missing:
-        raise UserError(
-            f"{STATE} lacks {', '.join(sorted(missing))}",
-            where=str(folder),
-            fix="choose another checkpoint",
-        )
-    return state
+    """The JSON state of a checkpoint."""
+    return open_checkpoint(folder, STATE).state()
 
 
 def best_step(folder: Path) -> int | None:
@@ -272,27 +293,3 @@ def unfinished(run_folder: Path, recipe: Recipe, used: Path | None = None) -> st
         f"{step_of(used or newest)}; to go on: mtlcore train {run_folder}/recipe.yaml --resume "
         "(or the verb that began it, with --resume)"
     )
-
-
-def prune(run_folder: Path, keep: int | None, best: Collection[int]) -> None:
-    """Delete the oldest checkpoints beyond `keep`, never one of the best."""
-    if keep is None:
-        return
-    for folder in checkpoints(run_folder)[:-keep]:
-        if step_of(folder) not in best:
-            shutil.rmtree(folder)
-
-
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-
-
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises its own type, OSError and more
-        raise UserError(
-            f"cannot read {path.name}: {error}",
-            where=str(path.parent),
-            fix="choose another checkpoint",
-        ) from error

@@ -7,12 +7,19 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor
 
 
 def on_cpu_processes() -> bool:
     """Whether a launcher (torchrun) started several processes on a machine without a GPU."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+
+
+def join_processes() -> None:
+    """Meet the other processes that a launcher started; without a launcher nothing happens."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=on_cpu_processes())
 
 
 def rank() -> int:
@@ -45,6 +52,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
         if on_gpu:
             tensor.copy_(moved)
     return tensor
+
+
+def any_process(value: bool) -> bool:
+    """Whether `value` is true in any process; all must call it."""
+    return bool(all_reduce_sum(torch.tensor(float(value))).item())
 
 
 def sum_by_name(values: dict[str, float]) -> dict[str, float]:

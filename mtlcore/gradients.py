@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtlcore import ops
 from mtlcore.arena import Arena
-from mtlcore.distributed import all_reduce_sum
+from mtlcore.distributed import all_reduce_sum, any_process
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Gradients:
         for tensor in (self._loss_sums, self.arena.rows, self.arena.own):
             all_reduce_sum(tensor)
         # A penalty may exist on some ranks only, where the batch gives rise to it; all must sum.
-        if all_reduce_sum(torch.tensor(float(self._penalty_arena is not None))).item():
+        if any_process(self._penalty_arena is not None):
             self._penalty_arena = self._penalty_arena or self._one_row_arena()
             all_reduce_sum(self._penalty_arena.rows)
             all_reduce_sum(self._penalty_arena.own)

@@ -34,6 +34,7 @@ from mtlcore.evaluation.predictions import (
     write_predictions,
 )
 from mtlcore.evaluation.scores import Scores, TaskScore
+from mtlcore.files import replace_text
 from mtlcore.losses import Outputs
 from mtlcore.model import export
 from mtlcore.model.backbone import MultiTaskModel, load_backbone
@@ -43,7 +44,9 @@ from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import GenerationRecipe, Recipe
 from mtlcore.recipe_components import check_components, make_components
+from mtlcore.run_lock import RunLock
 from mtlcore.start import frozen_tasks
+from mtlcore.stop_signals import StopSignals
 from mtlcore.versions import versions
 
 if TYPE_CHECKING:
@@ -82,6 +85,8 @@ class Run:
         self.seed = recipe.training.seed
         self.step = 0
         self.notes: list[str] = []
+        self.signals = StopSignals()
+        self.lock = RunLock(folder)
         self.plugins = PluginManager.load(local=recipe.plugins.load, disable=recipe.plugins.disable)
         self.accelerator = Accelerator(
             log_with=trackers(recipe.training.report_to) if splits else None,
@@ -522,10 +527,9 @@ def layout_of(recipe: Recipe) -> Layout:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, its folder made when missing."""
+    """Write a JSON file whole or not at all, its folder made when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    path.write_text(text + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def _generation_options(base: GenerationRecipe, options: Mapping[str, Any]) -> GenerationRecipe:

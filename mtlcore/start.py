@@ -6,6 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlcore import checkpoint
+from mtlcore.checkpoint_store import (
+    COMPONENTS,
+    STATE,
+    checkpoint_folder,
+    checkpoints,
+    open_checkpoint,
+)
 from mtlcore.errors import UserError
 from mtlcore.evaluation.predictions import sum_losses
 from mtlcore.recipe_file import read_recipe
@@ -86,7 +93,7 @@ def take_over(run: Run) -> None:
 
 def _start_run(folder: Path, start: StartRecipe) -> tuple[Recipe, Path]:
     recipe_file = folder / "recipe.yaml"
-    found = checkpoint.checkpoints(folder)
+    found = checkpoints(folder)
     if not recipe_file.is_file() or not found:
         raise UserError(
             f"{folder} holds no trained run",
@@ -95,7 +102,7 @@ def _start_run(folder: Path, start: StartRecipe) -> tuple[Recipe, Path]:
         )
     place = found[-1]
     if start.step is not None:
-        place = checkpoint.checkpoint_folder(folder, start.step)
+        place = checkpoint_folder(folder, start.step)
         if place not in found:
             names = ", ".join(path.name for path in found)
             raise UserError(
@@ -183,7 +190,7 @@ def _copy_own(run: Run, source: Task, target: Task) -> None:
 def _carry_over(run: Run, place: Path) -> None:
     """Components that outlive a run get what those of the same kind and name remembered."""
     states: dict[tuple[str, str], dict[str, Any]] = {}
-    for key, state in checkpoint.component_states(place).items():
+    for key, state in open_checkpoint(place, STATE, COMPONENTS).component_states().items():
         where, _, name = key.rpartition(":")
         states[where.partition("[")[0], name] = state
     for key, component in run.components.items():

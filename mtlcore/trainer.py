@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from mtlcore import checkpoint
+from mtlcore.checkpoint_writer import CheckpointWriter
 from mtlcore.data.batches import Batch, collate, deal, plan_rows
 from mtlcore.distributed import all_reduce_sum, barrier, is_main, rank, sum_by_name, world_size
 from mtlcore.errors import MtlcoreError, UserError
+from mtlcore.files import replacing
 from mtlcore.gradients import Direction, Gradients
 from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
@@ -26,6 +29,8 @@ from mtlcore.recipe_file import write_recipe
 from mtlcore.run import RECIPE, Run, write_json
 from mtlcore.seeds import seed_of
 from mtlcore.stages import plan_stages
+from mtlcore.stop_signals import InterruptedByStop, RunStopped
+from mtlcore.system_errors import telling_system_errors
 
 if TYPE_CHECKING:
     from mtlcore.components import Auditor
@@ -111,6 +116,9 @@ class Trainer:
         self.task_peaks = [0.0] * len(run.tasks)
         self.totals = Totals()
         self.penalties: dict[str, float] = {}
+        self.due: list[str] = []  # what is still to be done after the step of now
+        self._saved: object = None  # where the training was at the last checkpoint
+        self.writer = CheckpointWriter(run.folder)
         self.enter_stage(0)
 
     # -- one step -----------------------------------------------------------------------------
@@ -323,34 +331,60 @@ class Trainer:
     # -- the run ------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train from `run.step` to the end of the last stage."""
-        run, recipe = self.run, self.recipe
+        """Train from `run.step` to the end of the last stage.
+
+        A first SIGTERM or SIGINT ends it after the step, with a checkpoint, by `RunStopped`.
+        """
+        run = self.run
         run.check()
         if run.plugins.implements("mtlcore_audit"):
             run.tasks_with_rows("eval")  # now, not after the training
         run.plugins.hook.mtlcore_run_start(run=run)  # may refuse too: no file yet
+        try:
+            with telling_system_errors(run), run.signals:
+                self._begin_records()
+                self._train_stages()
+                self._end_run()
+        finally:
+            run.lock.release()
+        run.accelerator.end_training()
+
+    def _begin_records(self) -> None:
+        run, recipe = self.run, self.recipe
         if is_main():
             run.folder.mkdir(parents=True, exist_ok=True)
-            write_recipe(run.recipe, run.folder / RECIPE)
+            run.lock.acquire()
+            with replacing(run.folder / RECIPE) as partial:
+                write_recipe(run.recipe, partial)
             write_json(run.folder / "environment.json", run.environment())
         if recipe.report_to:
             run.accelerator.init_trackers(recipe.run_name or run.folder.name)
-        with Progress(self._steps_from(0), run.step) as progress:
-            if self.stage_ended:
-                self._go_on()
-            while not self.stage_ended:
-                self._train_stage(progress)
-                self._end_stage()
-                if self.stage_index + 1 < len(self.stages):
-                    self.enter_stage(self.stage_index + 1)
+
+    def _train_stages(self) -> None:
+        with Progress(self._steps_from(0), self.run.step) as progress:
+            try:
+                if self.stage_ended:
+                    self._go_on()
+                while not self.stage_ended:
+                    self._train_stage(progress)
+                    self._end_stage()
+                    if self.stage_index + 1 < len(self.stages):
+                        self._stop_if_asked()
+                        self.enter_stage(self.stage_index + 1)
+            finally:
+                self.writer.wait()
+
+    def _end_run(self) -> None:
+        run = self.run
         self._warn_without_effect()
         run.plugins.hook.mtlcore_run_end(run=run)
         if run.plugins.implements("mtlcore_audit"):
-            run.audit("eval")
+            with suppress(InterruptedByStop), run.signals.interrupting():
+                run.audit("eval")
+            self._stop_if_asked()
         sections = [s for some in run.plugins.hook.mtlcore_report(run=run) for s in some or ()]
         if is_main():
             write_json(run.folder / "result.json", self._result(sections))
-        run.accelerator.end_training()
 
     def enter_stage(self, index: int) -> None:
         """Set tasks, optimizer and learning rate schedule of a stage, which begins at this step."""
@@ -386,23 +420,63 @@ class Trainer:
         last = self.stage_start + self.stages[self.stage_index].steps
         if run.step == self.stage_start:
             run.plugins.hook.mtlcore_stage_start(run=run, stage=run.stage)
-        stop = self._should_stop()  # a run that had stopped early and is resumed
-        while run.step < last and not stop:
+        if self.due:  # the run was stopped between its last step and this
+            self._after_step(progress, last)
+        while run.step < last and not self._should_stop():
             torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
             record = self.train_step()
             progress.step(record)
             if run.step % recipe.logging_steps == 0 or run.step == last:
                 self._log(record.to_json())
-            if self._due(recipe.eval_steps):
-                self._evaluate(progress)
-                stop = self._should_stop()
-            is_end = run.step == last and self.stage_index + 1 == len(self.stages)
-            if due := [a for a in run.auditors if self._due(a.every_n_steps) and not is_end]:
-                self._audit(due)
-            if self._due(recipe.save_steps) and run.step < last and not stop:
-                self.save()
-        if stop and run.step < last:
+            self.due = [
+                what
+                for what, is_due in (
+                    ("eval", self._due(recipe.eval_steps)),
+                    ("audit", bool(self._due_auditors(last))),
+                    ("save", self._due(recipe.save_steps)),
+                )
+                if is_due
+            ]
+            self._after_step(progress, last)
+        if run.step < last:
             run.note(self._why_stopped())
+
+    def _after_step(self, progress: Progress, last: int) -> None:
+        """Evaluate, audit and save, as far as it is due; a signal ends the run in between."""
+        self._stop_if_asked()
+        with suppress(InterruptedByStop), self.run.signals.interrupting():
+            if "eval" in self.due:
+                self._evaluate(progress)
+            if "audit" in self.due:
+                self._audit(self._due_auditors(last))
+                self.due.remove("audit")
+        self._stop_if_asked()
+        if "save" in self.due:
+            self.due.remove("save")
+            if self.run.step < last and not self._should_stop():  # else the stage's end saves
+                self.save()
+        self.writer.poll()
+
+    def _due_auditors(self, last: int) -> list[Auditor]:
+        """Those of this step; after the last step of all, the run itself audits."""
+        is_end = self.run.step == last and self.stage_index + 1 == len(self.stages)
+        return [a for a in self.run.auditors if self._due(a.every_n_steps) and not is_end]
+
+    def _stop_if_asked(self) -> None:
+        """End with a checkpoint, if a signal asked for it."""
+        run = self.run
+        if not run.signals.asked():
+            return
+        if self._saved != self._place():
+            self.save()
+        self.writer.wait()
+        barrier()
+        signal = run.signals.received
+        raise RunStopped(
+            f"stopped by {signal.name if signal else 'a signal to another process'} after step "
+            f"{run.step}, all of which is saved in {run.folder}; to go on, give the same command "
+            "again with --resume"
+        )
 
     def _should_stop(self) -> bool:
         return self.judge.is_stale() or not any(self.run.active)
@@ -430,6 +504,8 @@ class Trainer:
         Unless these together score worse than the best evaluation did.
         """
         run, judge = self.run, self.judge
+        self.writer.wait()
+        barrier()
         if judge.best.step is None:
             run.note(f"stage {run.stage!r} had no evaluation, so it ends with its last weights")
         elif judge.best.step != run.step:
@@ -527,15 +603,24 @@ class Trainer:
                 f"task {name!r} stopped at step {run.step}: no better score since "
                 f"step {judge.tasks[name].step}"
             )
+        self.due.remove("eval")
         if best:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of this step and prune old ones."""
+        """Begin to write a checkpoint of now; when it is written, old ones are pruned."""
+        if "save" in self.due:
+            self.due.remove("save")
+        self._saved = self._place()
         if is_main():
-            checkpoint.save(self)
-            checkpoint.prune(self.run.folder, self.recipe.save_total_limit, self.judge.best_steps)
-        barrier()
+            self.writer.save(
+                checkpoint.snapshot(self),
+                keep=self.recipe.save_total_limit,
+                best=self.judge.best_steps,
+            )
+
+    def _place(self) -> object:
+        return self.stage_index, self.run.step, tuple(self.due), self.stage_ended
 
     def _log(self, values: dict[str, Any]) -> None:
         if is_main():
@@ -584,6 +669,7 @@ class Trainer:
             "stage": self.run.stage,
             "stage_start": self.stage_start,
             "stage_ended": self.stage_ended,
+            "due": self.due,
             "planned_steps": self.stage_start + self._steps_from(self.stage_index),
             "active": self.run.active,
             "judge": self.judge.state(),
@@ -604,6 +690,7 @@ class Trainer:
             )
         self.enter_stage(names.index(state["stage"]))
         self.stage_start, self.stage_ended = state["stage_start"], state["stage_ended"]
+        self.due = list(state["due"])
         self.run.active = list(state["active"])
         self.judge.load_state(state["judge"])
         self.last_weights = list(state["last_weights"])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import mtlcore.demo
-from mtlcore import checkpoint
+from mtlcore import checkpoint_store
 
 ROWS = {"sentiment": 40, "spelling": 24, "definitions": 12}
 
@@ -52,7 +52,7 @@ def write_tiny_recipe(folder: Path, model: Path, **changes: str) -> Path:
 
 def final_adapters(folder: Path) -> dict[str, torch.Tensor]:
     """The adapters of the last checkpoint of a run."""
-    return load_file(checkpoint.checkpoints(folder)[-1] / checkpoint.ADAPTERS)
+    return load_file(checkpoint_store.checkpoints(folder)[-1] / checkpoint_store.ADAPTERS)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

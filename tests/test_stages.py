@@ -14,6 +14,7 @@ import torch
 import mtlcore
 from mtlcore import checkpoint
 from mtlcore.api import prepare
+from mtlcore.checkpoint_store import checkpoint_folder, checkpoints, step_of
 from mtlcore.errors import RecipeError, UserError
 from mtlcore.judge import Best
 from mtlcore.progress import Progress
@@ -47,9 +48,7 @@ def test_a_stage_trains_its_tasks_alone_at_its_own_rate(tiny_model: Path, tmp_pa
 
 def test_own_weights_of_tasks_of_other_stages_do_not_move(tiny_model: Path, tmp_path: Path) -> None:
     run = mtlcore.train(staged(tmp_path, tiny_model))
-    first, last = (
-        checkpoint.read_adapters(checkpoint.checkpoint_folder(run.folder, step)) for step in (3, 6)
-    )
+    first, last = (checkpoint.read_adapters(checkpoint_folder(run.folder, step)) for step in (3, 6))
     for name in first:
         moved = not torch.equal(first[name], last[name])
         assert moved == (not name.endswith("own:definitions")), name
@@ -68,8 +67,8 @@ def test_a_run_with_stages_resumes_bit_identically(
         recipe = staged(folder, tiny_model, training=training)
         mtlcore.train(recipe)
         if name == "resumed":
-            for later in checkpoint.checkpoints(folder / "run"):
-                if checkpoint.step_of(later) > kept:
+            for later in checkpoints(folder / "run"):
+                if step_of(later) > kept:
                     shutil.rmtree(later)
             mtlcore.train(recipe, resume=True)
         finals.append(final_adapters(folder / "run"))
@@ -111,7 +110,7 @@ def test_stage_hooks_are_called_once_each_and_their_state_is_saved(
     run = mtlcore.train(recipe)
     (monitor,) = (c for c in run.components.values() if c.name == "stages_seen")
     assert vars(monitor)["seen"] == expected
-    shutil.rmtree(checkpoint.checkpoint_folder(run.folder, 6))
+    shutil.rmtree(checkpoint_folder(run.folder, 6))
     resumed = mtlcore.train(recipe, resume=True)
     (monitor,) = (c for c in resumed.components.values() if c.name == "stages_seen")
     assert vars(monitor)["seen"] == expected, "the end of the first stage was in its checkpoint"
@@ -188,7 +187,7 @@ def test_a_task_stops_by_itself_and_keeps_its_best_own_weights(
     [combined] = found
     assert combined["from_steps"] == {"train": of_stage, "spelling": best}
     source = best if is_kept else of_stage
-    kept = checkpoint.read_adapters(checkpoint.checkpoint_folder(run.folder, source))
+    kept = checkpoint.read_adapters(checkpoint_folder(run.folder, source))
     for name, value in own_of(end, "spelling").items():
         assert torch.equal(value, kept[name]), name
     assert is_kept == any(f"spelling are those of step {best}" in note for note in run.notes)
@@ -197,7 +196,7 @@ def test_a_task_stops_by_itself_and_keeps_its_best_own_weights(
     assert f"step {of_stage} alone {overall[of_stage]:.4f}" in told
     score = run.evaluate("eval", outputs=False).loss
     assert score == (combined["combined"]["eval_loss"] if is_kept else overall[of_stage])
-    shutil.rmtree(checkpoint.checkpoints(run.folder)[-1])
+    shutil.rmtree(checkpoints(run.folder)[-1])
     mtlcore.train(recipe, resume=True)
     assert timeless(metrics(run.folder)) == timeless(lines)
     for name, value in final_adapters(run.folder).items():
@@ -223,10 +222,12 @@ def test_a_stage_that_is_ended_again_scores_its_weights_once(
     recipe = task_that_stops(tmp_path, tiny_model)
     folder = mtlcore.train(recipe).folder
     lines, end = timeless(metrics(folder)), final_adapters(folder)
-    trainer = prepare(read_recipe(recipe), resume=checkpoint.checkpoint_folder(folder, 13))
+    trainer = prepare(read_recipe(recipe), resume=checkpoint_folder(folder, 13))
     trainer.recipe = trainer.recipe.model_copy(update={"load_best_model_at_end": False})
     trainer._train_stage(Progress(14, 13))
     trainer.save()  # as a checkpoint of the last step before the end of the stage is
+    trainer.writer.wait()
+    trainer.run.lock.release()
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 14, "stage": "train", "combined": {}}) + "\n")
     mtlcore.train(recipe, resume=True)
@@ -292,8 +293,8 @@ def test_a_stage_whose_tasks_all_stopped_is_ended_once(tiny_model: Path, tmp_pat
     seen = list(vars(monitor)["seen"])
     seam = int(seen[1].split()[-1])
     assert seam < 40, "the case must stop early"
-    for later in checkpoint.checkpoints(run.folder):
-        if checkpoint.step_of(later) > seam:
+    for later in checkpoints(run.folder):
+        if step_of(later) > seam:
             shutil.rmtree(later)
     resumed = mtlcore.train(recipe, resume=True)
     [monitor] = [c for c in resumed.components.values() if c.name == "stages_seen"]
@@ -325,8 +326,8 @@ def test_audits_of_steps_that_are_run_again_are_told_once(tiny_model: Path, tmp_
     recipe = staged(tmp_path, tiny_model, auditing="[always]", plugins="[./always.py]")
     run = mtlcore.train(recipe)
     assert audited_steps(run) == [2, 4, 6]
-    shutil.rmtree(checkpoint.checkpoint_folder(run.folder, 6))
-    shutil.rmtree(checkpoint.checkpoint_folder(run.folder, 4))
+    shutil.rmtree(checkpoint_folder(run.folder, 6))
+    shutil.rmtree(checkpoint_folder(run.folder, 4))
     assert audited_steps(mtlcore.train(recipe, resume=True)) == [2, 4, 6]
 
 
@@ -351,7 +352,7 @@ def test_the_best_checkpoint_must_be_there_to_resume(tiny_model: Path, tmp_path:
     )  # fmt: skip
     recipe = write_tiny_recipe(tmp_path, tiny_model, training=training)
     run = mtlcore.train(recipe)
-    chosen = checkpoint.checkpoint_folder(run.folder, 3)
+    chosen = checkpoint_folder(run.folder, 3)
     best = json.loads((chosen / "state.json").read_text())["progress"]["judge"]["best"]["step"]
     shutil.copytree(chosen, tmp_path / "elsewhere" / "step-000003")
     with pytest.raises(UserError, match=f"the best checkpoint so far, that of step {best}"):

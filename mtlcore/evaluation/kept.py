@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlcore import api, checkpoint
+from mtlcore.checkpoint_store import step_of
 from mtlcore.errors import UserError, did_you_mean
 from mtlcore.evaluation.predictions import Prediction
 from mtlcore.plugins import PluginManager
@@ -55,7 +56,7 @@ class KeptRun:
             )
         self.recipe = read_recipe(self.folder / RECIPE, check_files=False).recipe
         used = api.checkpoint_to_load(self.folder, self.recipe, None)
-        self.step = checkpoint.step_of(used)
+        self.step = step_of(used)
         self.unfinished = checkpoint.unfinished(self.folder, self.recipe, used)
         plugins = PluginManager.load(
             local=self.recipe.plugins.load, disable=self.recipe.plugins.disable

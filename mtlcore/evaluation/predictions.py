@@ -191,6 +191,7 @@ def _passes(
     run.model.eval()
     try:
         for start in range(0, len(order), size):
+            run.signals.raise_if_asked()
             places = order[start : start + size]
             batch = collate(
                 [examples[i] for i in places],
@@ -249,6 +250,7 @@ def _generate(
     size = run.recipe.training.per_device_eval_batch_size
     order = sorted(places, key=lambda i: examples[i].prompt_length)
     for start in range(0, len(order), size):
+        run.signals.raise_if_asked()
         chunk = order[start : start + size]
         prompts = [examples[i].input_ids[: examples[i].prompt_length] for i in chunk]
         # Sampled answers depend on the seed and the place alone, not on what ran before.

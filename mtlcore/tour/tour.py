@@ -208,8 +208,9 @@ class Tour:
     def weights(self, run: str) -> int:
         """How many weights a run trained."""
         from mtlcore import checkpoint
+        from mtlcore.checkpoint_store import checkpoints
 
-        adapters = checkpoint.read_adapters(checkpoint.checkpoints(self.folder / run)[-1])
+        adapters = checkpoint.read_adapters(checkpoints(self.folder / run)[-1])
         return sum(value.numel() for value in adapters.values())
 
     def read(self, *parts: str) -> Any:

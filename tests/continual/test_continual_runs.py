@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mtlcore
-from mtlcore import checkpoint
+from mtlcore import checkpoint, checkpoint_store
 from mtlcore.errors import UserError
 from mtlcore.run import Run
 from mtlcore_plugins.continual.ewc import EWC
@@ -73,8 +73,8 @@ def test_earlier_tasks_are_replayed_and_held_in_the_second_stage(whole: Run) -> 
 def test_a_resumed_run_is_bit_identical(kept: int, whole: Run, tmp_path: Path) -> None:
     """In the first stage, at the seam, and in the second stage."""
     shutil.copytree(whole.folder, tmp_path / "run")
-    for later in checkpoint.checkpoints(tmp_path / "run"):
-        if checkpoint.step_of(later) > kept:
+    for later in checkpoint_store.checkpoints(tmp_path / "run"):
+        if checkpoint_store.step_of(later) > kept:
             shutil.rmtree(later)
     resumed = resume(whole, tmp_path / "run")
     expected = final_adapters(whole.folder)
@@ -97,7 +97,7 @@ def test_ewc_keeps_the_shared_weights_nearer_to_where_they_were(
     moved = []
     for run in (whole, free):
         first, last = (
-            checkpoint.read_adapters(checkpoint.checkpoint_folder(run.folder, step))
+            checkpoint.read_adapters(checkpoint_store.checkpoint_folder(run.folder, step))
             for step in (3, 6)
         )
         importance = component(whole, EWC).held
@@ -112,10 +112,10 @@ def test_ewc_keeps_the_shared_weights_nearer_to_where_they_were(
 
 def test_a_memory_edited_by_hand_stops_the_resumed_run(whole: Run, tmp_path: Path) -> None:
     shutil.copytree(whole.folder, tmp_path / "run")
-    last = checkpoint.checkpoints(tmp_path / "run")[-1]
-    state = json.loads((last / checkpoint.STATE).read_text())
+    last = checkpoint_store.checkpoints(tmp_path / "run")[-1]
+    state = json.loads((last / checkpoint_store.STATE).read_text())
     state["components"]["replay:reservoir"]["memory"]["spelling"][0]["fields"]["text"] = "other"
-    (last / checkpoint.STATE).write_text(json.dumps(state))
+    (last / checkpoint_store.STATE).write_text(json.dumps(state))
     with pytest.raises(UserError, match="the replay memory is not what the run had saved"):
         resume(whole, tmp_path / "run")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mtlcore
-from mtlcore import checkpoint
+from mtlcore import checkpoint_store
 from mtlcore.errors import UserError
 from mtlcore.run import Run
 from mtlcore.testing import StandInGradients, stand_in_run
@@ -109,8 +109,8 @@ def test_a_run_reports_its_conflicts_by_block(trained: Run) -> None:
 
 def test_a_resumed_run_measures_the_same(trained: Run, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(trained.folder, tmp_path / "copy"))
-    for folder in checkpoint.checkpoints(copy):
-        if checkpoint.step_of(folder) > 2:
+    for folder in checkpoint_store.checkpoints(copy):
+        if checkpoint_store.step_of(folder) > 2:
             shutil.rmtree(folder)
     recipe = trained.folder.parent / "recipe.yaml"
     resumed = mtlcore.train(recipe, [f"training.output_dir={copy}"], resume=True)

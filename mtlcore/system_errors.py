@@ -1,0 +1,83 @@
+"""A full disk, a folder that may not be written, no memory: told so that the user can act."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mtlcore.checkpoint_store import newest_good
+from mtlcore.errors import UserError
+
+if TYPE_CHECKING:
+    from mtlcore.run import Run
+
+FIXES = {
+    errno.ENOSPC: "free some space on that disk (training.save_total_limit keeps fewer "
+    "checkpoints)",
+    errno.EDQUOT: "free some of your quota on that disk",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "make the disk writable, or choose a training.output_dir on another one",
+    errno.EACCES: "make the folder writable, or choose another training.output_dir",
+    errno.EPERM: "make the folder writable, or choose another training.output_dir",
+}
+CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
+"""What torch says on a CPU, where it has no error type of its own for this."""
+
+
+@contextmanager
+def telling_system_errors(run: Run) -> Iterator[None]:
+    """Turn errors of disk and memory within a training into UserErrors; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if not _is_within(error.filename, run.folder):
+            raise
+        raise _of_disk(error, run) from error
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        on_cpu = any(words in str(error) for words in CPU_ALLOCATOR)
+        if not on_cpu and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        raise _of_memory(error, run) from error
+
+
+def _is_within(filename: object, folder: Path) -> bool:
+    if not isinstance(filename, str | os.PathLike):
+        return False
+    return Path(os.path.abspath(filename)).is_relative_to(os.path.abspath(folder))
+
+
+def _of_disk(error: OSError, run: Run) -> UserError:
+    what = error.strerror or str(error)
+    fix = FIXES.get(error.errno or 0, "see to that disk")
+    return UserError(
+        f"{what}: {error.filename}\n  {_what_is_kept(run)}",
+        where="training.output_dir",
+        fix=f"{fix}; then give the same command with --resume",
+    )
+
+
+def _of_memory(error: BaseException, run: Run) -> UserError:
+    recipe = run.recipe.training
+    said = (str(error).splitlines() or ["MemoryError"])[0]
+    return UserError(
+        f"out of memory after step {run.step}, with {recipe.per_device_train_batch_size} rows of "
+        f"up to {recipe.max_length} tokens in a pass (in evaluation "
+        f"{recipe.per_device_eval_batch_size}): {said}\n  {_what_is_kept(run)}",
+        where="training.per_device_train_batch_size",
+        fix="halve it and double gradient_accumulation_steps (the same update, in a new "
+        "output_dir), or set gradient_checkpointing; in evaluation lower "
+        "per_device_eval_batch_size and go on with --resume",
+    )
+
+
+def _what_is_kept(run: Run) -> str:
+    newest, _ = newest_good(run.folder, with_best=False)
+    if newest is None:
+        return "no checkpoint was written yet"
+    return f"the newest checkpoint, {newest.folder.name}, is whole"

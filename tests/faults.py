@@ -1,0 +1,80 @@
+"""Runs in processes of their own, which are ended at any moment; used by tests and benchmarks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.recipes import final_adapters, metrics
+
+CLOCKS = ("seconds", "task_seconds", "eval_seconds", "peak_memory_mb", "task_peak_memory_mb")
+
+
+def train_in_process(recipe: Path, *arguments: str) -> multiprocessing.process.BaseProcess:
+    """Begin `mtlcore train RECIPE --resume` in a process of its own.
+
+    It is forked from a server that has everything imported, so it is training at once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mtlcore.api", "tests.faults"])
+    process = context.Process(target=_train, args=(str(recipe), *arguments))
+    process.start()
+    return process
+
+
+def _train(recipe: str, *arguments: str) -> None:
+    torch.set_num_threads(1)
+    from mtlcore.cli import main
+
+    with open(Path(recipe).parent / "output.txt", "a", encoding="utf-8") as output:
+        sys.stdout = sys.stderr = output
+        main(["train", recipe, "--resume", *arguments])
+
+
+def seconds_of_a_run(recipe: Path, *arguments: str) -> float:
+    """Train to the end, which must go well; how long that took."""
+    started = time.monotonic()
+    process = train_in_process(recipe, *arguments)
+    process.join()
+    if process.exitcode != 0:
+        raise AssertionError((recipe.parent / "output.txt").read_text(encoding="utf-8"))
+    return time.monotonic() - started
+
+
+def end_after(recipe: Path, seconds: float, number: signal.Signals) -> int:
+    """Begin a run and send it a signal after so many seconds; its exit code."""
+    process = train_in_process(recipe)
+    process.join(seconds)
+    if process.pid is not None and process.exitcode is None:
+        os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """In what two runs differ: final weights by name, lines of the log by step."""
+    first, second = final_adapters(one), final_adapters(other)
+    found = [
+        name
+        for name in sorted(first.keys() | second.keys())
+        if name not in first or name not in second or not torch.equal(first[name], second[name])
+    ]
+    lines, others = _timeless(one), _timeless(other)
+    if len(lines) != len(others):
+        found.append(f"{len(lines)} and {len(others)} lines in metrics.jsonl")
+    found += [f"step {a['step']}" for a, b in zip(lines, others, strict=False) if a != b]
+    return found
+
+
+def _timeless(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in line.items() if key not in CLOCKS} for line in metrics(folder)
+    ]
