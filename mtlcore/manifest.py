@@ -66,9 +66,9 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
         as_written = False
     if not as_written:
         raise _damaged(folder, f"{MANIFEST} was changed since it was written")
-    if manifest.get("format") != FORMAT:
+    files: dict[str, dict[str, Any]] | None = manifest.get("files")
+    if manifest.get("format") != FORMAT or not isinstance(files, dict):
         raise _damaged(folder, f"{MANIFEST} has the unknown format {manifest.get('format')!r}")
-    files: dict[str, dict[str, Any]] = manifest["files"]
     for name in files:
         if Path(name).name != name:
             raise _damaged(folder, f"{MANIFEST} names {name!r}, which is no file of the folder")

@@ -1,0 +1,323 @@
+"""Checkpoints on the disk: whole or not there, verified before they are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import mtlcore
+from mtlcore import api, checkpoint_store, manifest
+from mtlcore.checkpoint_store import (
+    ADAPTERS,
+    COMPONENTS,
+    OPTIMIZER,
+    STATE,
+    Snapshot,
+    checkpoint_folder,
+    checkpoints,
+    open_checkpoint,
+)
+from mtlcore.errors import UserError
+from mtlcore.manifest import MANIFEST, DamagedError
+from mtlcore.recipe_file import read_recipe
+from mtlcore.run_lock import RunLock
+from tests.faults import differences
+from tests.recipes import write_tiny_recipe
+
+FILES = (ADAPTERS, OPTIMIZER, COMPONENTS, STATE, MANIFEST)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def link(path: Path) -> None:
+    """The same bytes, but somewhere else."""
+    elsewhere = path.with_name(f"moved-{path.name}")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+DAMAGES: list[Callable[[Path], None]] = [truncate, flip, empty, Path.unlink, link]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a recipe and its finished run, which tests may copy."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    mtlcore.train(write_tiny_recipe(folder, tiny_model, weighting="uncertainty"))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits(
+    file: str, damage: Callable[[Path], None], run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    newest = checkpoints(copy)[-1]
+    damage(newest / file)
+    with pytest.raises(DamagedError, match=file) as caught:
+        open_checkpoint(newest)
+    assert caught.value.problem.where == str(newest)
+    recipe = [run.parent / "recipe.yaml", [f"training.output_dir={copy}"]]
+    again = mtlcore.train(*recipe, resume=True)
+    [told] = [note for note in again.notes if "passed over" in note]
+    assert told.startswith(f"warning: {newest.name} is passed over: ")
+    assert file in told
+    assert differences(copy, run) == []
+    assert (copy / "checkpoints" / f"superseded-1-{newest.name}").is_dir()  # nothing is deleted
+    assert open_checkpoint(newest)
+
+
+def test_with_all_checkpoints_damaged_nothing_is_begun(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    for folder in checkpoints(copy):
+        flip(folder / OPTIMIZER)
+    before = (copy / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="no checkpoint can be gone on from") as caught:
+        mtlcore.train(run.parent / "recipe.yaml", [f"training.output_dir={copy}"], resume=True)
+    for folder in checkpoints(copy):
+        assert f"{folder.name} is passed over: {OPTIMIZER} was changed" in str(caught.value)
+    assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_not_scored_or_named_to_resume_from(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    newest = checkpoints(copy)[-1]
+    flip(newest / ADAPTERS)
+    with pytest.raises(DamagedError, match=ADAPTERS):
+        mtlcore.load(copy)
+    assert mtlcore.load(copy, step=4).step == 4
+    with pytest.raises(DamagedError, match=ADAPTERS):
+        mtlcore.train(run.parent / "recipe.yaml", [f"training.output_dir={copy}"], resume=newest)
+
+
+def test_damaged_best_weights_are_passed_over_too(tiny_model: Path, tmp_path: Path) -> None:
+    """The newest checkpoint is good, but a run that ends with its best weights needs those too."""
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    options = [
+        "training.eval_steps=2", "training.eval_max_rows=4", "training.eval_metrics=false",
+        "training.metric_for_best_model=eval_loss", "training.load_best_model_at_end=true",
+        "training.learning_rate=0.3", "training.max_steps=8",
+    ]  # fmt: skip
+    whole = mtlcore.train(recipe, [*options, f"training.output_dir={tmp_path}/whole"]).folder
+    run = mtlcore.train(recipe, options).folder
+    state = open_checkpoint(checkpoint_folder(run, 6)).state()
+    [best] = checkpoint_store.best_steps(state)
+    shutil.rmtree(checkpoint_folder(run, 8))
+    flip(checkpoint_folder(run, best) / ADAPTERS)
+    again = mtlcore.train(recipe, options, resume=True)
+    assert any(f"step-{best:06d}" in note for note in again.notes if "passed over" in note)
+    assert differences(run, whole) == []
+
+
+def test_every_byte_of_a_manifest_counts(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoints(run)[-1], tmp_path / "step"))
+    data = (folder / MANIFEST).read_bytes()
+    manifest.verify(folder)
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        (folder / MANIFEST).write_bytes(changed)
+        with pytest.raises(DamagedError):
+            manifest.verify(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", ".", "a/b", ""])
+def test_a_manifest_cannot_name_files_elsewhere(name: str, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("x")
+    folder = tmp_path / "step"
+    folder.mkdir()
+    files = {name: {"bytes": 1, "sha256": "0" * 64}}
+    (folder / MANIFEST).write_bytes(manifest._spelled({"format": 1, "files": files}))
+    with pytest.raises(DamagedError):
+        manifest.verify(folder)
+
+
+@pytest.mark.parametrize("content", [{"format": 2, "files": {}}, {"format": 1}, {}, {"files": 3}])
+def test_a_manifest_of_another_form_is_refused(content: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_bytes(manifest._spelled(content))
+    with pytest.raises(DamagedError):
+        manifest.verify(tmp_path)
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+def snapshot(step: int, value: float = 0.0) -> Snapshot:
+    tensors = {"a": torch.full((1000,), value)}
+    return Snapshot(
+        step, {ADAPTERS: tensors, OPTIMIZER: {}, COMPONENTS: {}}, json.dumps({"step": step})
+    )
+
+
+def test_what_a_killed_process_began_to_write_is_finished_or_removed(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint_store.write(tmp_path, snapshot(step))
+    folder = tmp_path / "checkpoints"
+    checkpoint_folder(tmp_path, 2).rename(folder / ".step-000002.partial")  # all but the rename
+    shutil.copytree(checkpoint_folder(tmp_path, 1), folder / ".step-000003.partial")
+    (folder / ".step-000003.partial" / MANIFEST).unlink()  # in the middle
+    shutil.copytree(checkpoint_folder(tmp_path, 1), folder / ".step-000001.old")
+    checkpoint_store.finish_interrupted_write(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000001", "step-000002"]
+    assert open_checkpoint(checkpoint_folder(tmp_path, 2))
+
+
+def test_a_checkpoint_of_the_same_step_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    checkpoint_store.write(tmp_path, snapshot(1, 1.0))
+    final = checkpoint_store.write(tmp_path, snapshot(1, 2.0))
+    assert [path.name for path in final.parent.iterdir()] == ["step-000001"]
+    assert open_checkpoint(final).tensors(ADAPTERS)["a"].eq(2.0).all()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 640 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=640k", "none", folder],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    small_disk: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    whole = mtlcore.train(recipe).folder
+    options = [f"training.output_dir={small_disk}/run", "training.save_total_limit=null"]
+    size = sum(path.stat().st_size for path in checkpoints(whole)[0].iterdir())
+    assert size < 640 * 1024 < 2 * size, "the disk is not full at the right moment"
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        mtlcore.train(recipe, options)
+    [good] = checkpoints(small_disk / "run")
+    assert f"the newest checkpoint, {good.name}, is whole" in str(caught.value)
+    assert "free some space" in caught.value.problem.fix
+    assert open_checkpoint(good)
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    mtlcore.train(recipe, options, resume=True)
+    assert differences(small_disk / "run", whole) == []
+
+
+def test_a_folder_that_may_not_be_written_is_told(tiny_model: Path, small_disk: Path) -> None:
+    recipe = write_tiny_recipe(small_disk.parent, tiny_model)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(UserError, match="Read-only file system") as caught:
+        mtlcore.train(recipe, [f"training.output_dir={small_disk}/run"])
+    assert "make the disk writable" in caught.value.problem.fix
+
+
+# -- two processes in one folder ---------------------------------------------------------------
+
+
+def test_a_second_process_is_kept_out_while_the_first_trains(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    trainer = api.prepare(read_recipe(recipe, ["training.max_steps=2"]))
+    trainer.run.folder.mkdir()
+    trainer.run.lock.acquire()
+    holder = f"process {os.getpid()} on"
+    with pytest.raises(UserError, match=f"another process trains in .*: {holder}"):
+        mtlcore.train(recipe, resume=True)
+    trainer.train()  # gives it back at its end
+    assert mtlcore.train(recipe, ["training.max_steps=3"], resume=True).step == 3
+
+
+def test_a_lock_is_given_back_when_a_run_cannot_be_prepared(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    with pytest.raises(UserError, match="already holds a run"):
+        mtlcore.train(run.parent / "recipe.yaml", [f"training.output_dir={copy}"])
+    lock = RunLock(copy)
+    lock.acquire()
+    lock.release()
+
+
+# -- what a resumed run depends on ---------------------------------------------------------------
+
+
+def test_other_rows_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    mtlcore.train(recipe, ["training.max_steps=2"])
+    file = tmp_path / "spelling.train.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines[1:], lines[0]]))
+    with pytest.raises(UserError, match="the train rows of 'spelling' are not those") as caught:
+        mtlcore.train(recipe, resume=True)
+    assert caught.value.problem.where.endswith("tasks.spelling.train")
+    file.write_text("".join(lines))
+    test = tmp_path / "spelling.test.jsonl"
+    test.write_text(test.read_text() * 2)  # is not trained on
+    assert mtlcore.train(recipe, resume=True).step == 6
+
+
+def test_a_changed_recipe_is_shown_whole(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    mtlcore.train(recipe, ["training.max_steps=2"])
+    changes = ["training.seed=3", "lora.r=2", "weighting=equal", "training.max_steps=4"]
+    with pytest.raises(UserError) as caught:
+        mtlcore.train(recipe, changes, resume=True)
+    assert caught.value.problem.message.splitlines()[1:] == [
+        "  lora.r: 4 -> 2",
+        "  training.seed: 0 -> 3",
+        "  weighting: pcgrad -> equal",
+    ]
+    run = mtlcore.train(recipe, changes[-1:], resume=True)
+    assert "changed since the run was begun: training.max_steps: 2 -> 4" in run.notes
+
+
+def test_no_memory_is_told_with_what_to_change(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    recipe = write_tiny_recipe(
+        tmp_path, tiny_model, plugins="[./greedy.py]", regularization="[greedy]"
+    )
+    with pytest.raises(UserError, match="out of memory after step 3") as caught:
+        mtlcore.train(recipe)
+    assert "the newest checkpoint, step-000002, is whole" in str(caught.value)
+    assert "gradient_accumulation_steps" in caught.value.problem.fix
+
+
+GREEDY = """
+import torch
+from mtlcore.components import Regularizer
+
+class Greedy(Regularizer):
+    '''Ask for 4 exabytes in the fourth step.'''
+
+    name = "greedy"
+    acts_on = "weights"
+
+    def mtlcore_penalties(self, run, batch, outputs):
+        if run.step == 3:
+            torch.empty(2**60)
+        return []
+"""
