@@ -66,14 +66,20 @@ def interleave(
     *,
     warmup: int = 1,
     synchronize: Callable[[], object] | None = None,
+    settle: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
-    """Time all variants in every round, in turning order, so that drift hits all alike."""
+    """Time all variants in every round, in turning order, so that drift hits all alike.
+
+    `settle` follows every call and is not timed: it waits for what the call left to be done.
+    """
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-warmup, rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             elapsed = seconds(variants[name], synchronize)
+            if settle:
+                settle()
             if turn >= 0:
                 times[name].append(elapsed)
     return times

@@ -16,6 +16,11 @@ from tests.recipes import final_adapters, metrics
 
 CLOCKS = ("seconds", "task_seconds", "eval_seconds", "peak_memory_mb", "task_peak_memory_mb")
 
+PRELOADED = [
+    "mtlcore.api", "mtlcore.cli", "tests.faults", "transformers.models.llama.modeling_llama",
+    "sklearn.metrics", "sacrebleu",
+]  # fmt: skip
+
 
 def train_in_process(recipe: Path, *arguments: str) -> multiprocessing.process.BaseProcess:
     """Begin `mtlcore train RECIPE --resume` in a process of its own.
@@ -23,7 +28,7 @@ def train_in_process(recipe: Path, *arguments: str) -> multiprocessing.process.B
     It is forked from a server that has everything imported, so it is training at once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mtlcore.api", "tests.faults"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_train, args=(str(recipe), *arguments))
     process.start()
     return process
