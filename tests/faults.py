@@ -22,31 +22,32 @@ PRELOADED = [
 ]  # fmt: skip
 
 
-def train_in_process(recipe: Path, *arguments: str) -> multiprocessing.process.BaseProcess:
+def train_in_process(recipe: Path, **environ: str) -> multiprocessing.process.BaseProcess:
     """Begin `mtlcore train RECIPE --resume` in a process of its own.
 
     It is forked from a server that has everything imported, so it is training at once.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_train, args=(str(recipe), *arguments))
+    process = context.Process(target=_train, args=(str(recipe), environ))
     process.start()
     return process
 
 
-def _train(recipe: str, *arguments: str) -> None:
+def _train(recipe: str, environ: dict[str, str]) -> None:
+    os.environ |= environ
     torch.set_num_threads(1)
     from mtlcore.cli import main
 
     with open(Path(recipe).parent / "output.txt", "a", encoding="utf-8") as output:
         sys.stdout = sys.stderr = output
-        main(["train", recipe, "--resume", *arguments])
+        main(["train", recipe, "--resume"])
 
 
-def seconds_of_a_run(recipe: Path, *arguments: str) -> float:
+def seconds_of_a_run(recipe: Path) -> float:
     """Train to the end, which must go well; how long that took."""
     started = time.monotonic()
-    process = train_in_process(recipe, *arguments)
+    process = train_in_process(recipe)
     process.join()
     if process.exitcode != 0:
         raise AssertionError((recipe.parent / "output.txt").read_text(encoding="utf-8"))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mtlcore.checkpoint_store import checkpoints
-from tests.faults import differences, end_after, seconds_of_a_run
+import mtlcore
+from mtlcore.checkpoint_store import checkpoints, open_checkpoint
+from mtlcore.stop_signals import RunStopped
+from tests.faults import differences, end_after, seconds_of_a_run, train_in_process
 from tests.recipes import training_part, write_tiny_recipe
 
 STOPPED = 75
@@ -99,3 +104,126 @@ def test_each_of_many_kills_leaves_what_the_next_start_goes_on_from(
     seconds_of_a_run(recipe)
     assert differences(tmp_path / "run", reference) == []
     assert checkpoints(tmp_path / "run")
+
+
+# -- signals at chosen moments ------------------------------------------------------------------
+
+SIGNALLER = '''
+import os
+import signal
+from mtlcore.distributed import rank
+from mtlcore.hookspecs import hookimpl
+
+def send(moment):
+    """SIGTERM to this process, at the moment and in the rank that MOMENT names."""
+    if os.environ.get("MOMENT") == f"{moment} {rank()}":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+@hookimpl
+def mtlcore_step_end(run, record):
+    send(f"step {run.step}")
+
+@hookimpl
+def mtlcore_audit(run, predictions):
+    send(f"audit {run.step}")
+    return []
+
+@hookimpl
+def mtlcore_stage_end(run, stage):
+    send(f"end of {stage}")
+
+@hookimpl
+def mtlcore_run_start(run):
+    def before(model, arguments):
+        if not model.training:
+            send(f"evaluation {run.step}")
+    run.model.register_forward_pre_hook(before)
+'''
+
+
+def signalled(folder: Path, model: Path) -> Path:
+    (folder / "signaller.py").write_text(SIGNALLER)
+    recipe = recipe_in(folder, model)
+    recipe.write_text(recipe.read_text() + "plugins: [./signaller.py]\n")
+    return recipe
+
+
+MOMENTS = {
+    "step 2 0": (2, ["eval"]),  # an evaluation is due
+    "step 3 0": (3, ["audit"]),
+    "step 1 0": (1, []),
+    "evaluation 2 0": (2, ["eval"]),
+    "audit 9 0": (9, []),  # the last one, of the whole run
+    "end of first 0": (5, []),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_ends_the_run_with_what_is_still_to_be_done(
+    moment: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = signalled(tmp_path, tiny_model)
+    whole = mtlcore.train(recipe, [f"training.output_dir={tmp_path}/whole"]).folder
+    monkeypatch.setenv("MOMENT", moment)
+    with pytest.raises(RunStopped, match="stopped by SIGTERM after step") as caught:
+        mtlcore.train(recipe)
+    assert caught.value.exit_code == STOPPED
+    monkeypatch.delenv("MOMENT")
+    newest = checkpoints(tmp_path / "run")[-1]
+    step, due = MOMENTS[moment]
+    state = open_checkpoint(newest).state()
+    assert state["step"] == step
+    assert [what for what in state["progress"]["due"] if what != "save"] == due
+    mtlcore.train(recipe, resume=True)
+    assert differences(tmp_path / "run", whole) == []
+    audits = [(folder / "audits.jsonl").read_text() for folder in (tmp_path / "run", whole)]
+    assert audits[0] == audits[1]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_signal_ends_a_process_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = signalled(tmp_path, tiny_model)
+    text = (tmp_path / "signaller.py").read_text()
+    twice = text.replace(
+        "SIGTERM)\n", "SIGTERM)\n        os.kill(os.getpid(), signal.SIGTERM)\n", 1
+    )
+    (tmp_path / "signaller.py").write_text(twice)
+    process = train_in_process(recipe, MOMENT="step 3 0")
+    process.join()
+    assert process.exitcode == -signal.SIGTERM
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000001", "step-000002"]
+
+
+SCRIPT = """
+import os
+import sys
+from mtlcore.cli import main
+try:
+    main(["train", sys.argv[1], "--resume"])
+except SystemExit as end:
+    open(f"{sys.argv[1]}.{os.environ['RANK']}", "w").write(str(end.code or 0))
+    raise
+"""
+
+
+def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    codes = []
+    for name, moment in (("whole", None), ("run", "step 3 1"), ("run", None)):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        recipe = signalled(folder, tiny_model)
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+             str(script), str(recipe)],
+            check=False, timeout=300, capture_output=True, text=True,
+            env={**os.environ, "MOMENT": str(moment)},
+        )  # fmt: skip
+        codes.append([Path(f"{recipe}.{rank}").read_text() for rank in (0, 1)])
+        if moment:
+            assert checkpoints(folder / "run")[-1].name == "step-000003"
+    assert codes == [["0", "0"], ["75", "75"], ["0", "0"]]
+    assert differences(tmp_path / "run" / "run", tmp_path / "whole" / "run") == []
