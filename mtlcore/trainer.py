@@ -18,7 +18,15 @@ from transformers import get_scheduler
 from mtlcore import checkpoint
 from mtlcore.checkpoint_writer import CheckpointWriter
 from mtlcore.data.batches import Batch, collate, deal, plan_rows
-from mtlcore.distributed import all_reduce_sum, barrier, is_main, rank, sum_by_name, world_size
+from mtlcore.distributed import (
+    all_reduce_sum,
+    any_process,
+    barrier,
+    is_main,
+    rank,
+    sum_by_name,
+    world_size,
+)
 from mtlcore.errors import MtlcoreError, UserError
 from mtlcore.files import replacing
 from mtlcore.gradients import Direction, Gradients
@@ -379,9 +387,12 @@ class Trainer:
         self._warn_without_effect()
         run.plugins.hook.mtlcore_run_end(run=run)
         if run.plugins.implements("mtlcore_audit"):
+            interrupted = True
             with suppress(InterruptedByStop), run.signals.interrupting():
                 run.audit("eval")
-            self._stop_if_asked()
+                interrupted = False
+            if any_process(interrupted):
+                self._stop_if_asked()
         sections = [s for some in run.plugins.hook.mtlcore_report(run=run) for s in some or ()]
         if is_main():
             write_json(run.folder / "result.json", self._result(sections))

@@ -124,11 +124,6 @@ def mtlcore_step_end(run, record):
     send(f"step {run.step}")
 
 @hookimpl
-def mtlcore_audit(run, predictions):
-    send(f"audit {run.step}")
-    return []
-
-@hookimpl
 def mtlcore_stage_end(run, stage):
     send(f"end of {stage}")
 
@@ -149,12 +144,13 @@ def signalled(folder: Path, model: Path) -> Path:
 
 
 MOMENTS = {
-    "step 2 0": (2, ["eval"]),  # an evaluation is due
-    "step 3 0": (3, ["audit"]),
     "step 1 0": (1, []),
+    "step 2 0": (2, ["eval"]),
     "evaluation 2 0": (2, ["eval"]),
-    "audit 9 0": (9, []),  # the last one, of the whole run
+    "step 3 0": (3, ["audit"]),
+    "evaluation 3 0": (3, ["audit"]),  # the auditor's
     "end of first 0": (5, []),
+    "evaluation 9 0": (9, []),  # the last audit, of the whole run
 }
 
 
