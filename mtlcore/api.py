@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ MAY_CHANGE = (
 """Keys of `training` that a resumed run may change: they touch neither rows nor gradients."""
 
 
-def require_same_recipe(recipe: Recipe, folder: Path) -> list[str]:
+def require_same_recipe(
+    recipe: Recipe, folder: Path, may_change: Collection[str] = MAY_CHANGE
+) -> list[str]:
     """Refuse to go on with another seed, split, rank, method ...: that would be another run.
 
     Returns what is told of the keys that were changed and may be.
@@ -111,7 +113,7 @@ def require_same_recipe(recipe: Recipe, folder: Path) -> list[str]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     }
-    allowed = {f"training.{key}" for key in MAY_CHANGE}
+    allowed = {f"training.{key}" for key in may_change}
     if refused := [line for key, line in changed.items() if key not in allowed]:
         raise UserError(
             "the recipe is not that of the run to be resumed:\n  " + "\n  ".join(refused),

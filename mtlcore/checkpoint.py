@@ -23,11 +23,15 @@ from mtlcore.checkpoint_store import (
     step_of,
     supersede,
 )
+from mtlcore.commands import resume_command
 from mtlcore.distributed import barrier, is_main, world_size
 from mtlcore.errors import UserError
 from mtlcore.files import replace_text
 from mtlcore.stages import ONLY_STAGE
 from mtlcore.versions import versions
+
+RESULT = "result.json"
+"""In a run's folder: what it ended with; an unfinished run has none."""
 
 if TYPE_CHECKING:
     from mtlcore.recipe import Recipe
@@ -128,6 +132,7 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     run.rows_drawn = list(state["rows_drawn"])
     _require_best(trainer, saved.folder)
     if is_main():
+        (run.folder / RESULT).unlink(missing_ok=True)  # it told of an end that is another now
         _trim_records(trainer)
         for folder, kept in supersede(run.folder, run.step):
             run.note(f"{folder.name} is after the checkpoint resumed from: kept as {kept.name}")
@@ -290,6 +295,6 @@ def unfinished(run_folder: Path, recipe: Recipe, used: Path | None = None) -> st
     return (
         f"warning: the run {run_folder} is unfinished: its newest checkpoint is that of step "
         f"{step_of(newest)}{planned}; the weights used are those of step "
-        f"{step_of(used or newest)}; to go on: mtlcore train {run_folder}/recipe.yaml --resume "
-        "(or the verb that began it, with --resume)"
+        f"{step_of(used or newest)}; to go on: {resume_command(run_folder)} (or the verb that "
+        "began it, with --resume)"
     )

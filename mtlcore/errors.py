@@ -32,18 +32,20 @@ class UserError(MtlcoreError):
     exit_code = 2
 
     def __init__(self, message: str, *, where: str = "", fix: str = "") -> None:
-        self.problem = Problem(where, message, fix)
-        self.problems = [self.problem]
-        super().__init__(str(self.problem))
+        self.set_problems([Problem(where, message, fix)])
+
+    def set_problems(self, problems: Iterable[Problem]) -> None:
+        """Tell these problems instead of those so far; `problem` is the first."""
+        self.problems = list(problems)
+        self.problem = self.problems[0]
+        self.args = ("\n".join(map(str, self.problems)),)
 
 
 class RecipeError(UserError):
     """All problems of one recipe at once."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
-        self.problem = self.problems[0]
-        MtlcoreError.__init__(self, "\n".join(str(problem) for problem in self.problems))
+        self.set_problems(problems)
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

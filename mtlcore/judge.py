@@ -82,6 +82,19 @@ class Judge:
         found = {best.step for best in (self.best, *self.tasks.values())}
         return {step for step in found if step is not None}
 
+    @property
+    def own_steps(self) -> dict[str, int]:
+        """The tasks whose own best step is not that of the stage, with that step."""
+        return {
+            name: best.step
+            for name, best in self.tasks.items()
+            if best.step is not None and best.step != self.best.step
+        }
+
+    def forget(self, task: str) -> None:
+        """A task's own weights become those of the stage's best step, of whatever value."""
+        self.tasks[task] = Best(step=self.best.step, stale=self.tasks[task].stale)
+
     def see(self, scores: Scores) -> bool:
         """Take in an evaluation at `run.step`; True if it is the best of the stage or of a task."""
         step, new = self.run.step, False

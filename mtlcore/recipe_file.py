@@ -66,8 +66,8 @@ class LoadedRecipe:
         """The problem with file and line, if `where` is a key of the recipe."""
         if not KEY.fullmatch(problem.where):
             return problem
-        parts = re.findall(r"[\w-]+", problem.where)
-        path: KeyPath = tuple(int(part) if part.isdigit() else part for part in parts)
+        parts = re.findall(r"\[(\d+)\]|([\w-]+)", problem.where)
+        path: KeyPath = tuple(name or int(index) for index, name in parts)
         if path[0] not in Recipe.model_fields:
             return problem
         return replace(problem, where=self.document.where(path))
@@ -77,11 +77,9 @@ class LoadedRecipe:
         """Give the errors raised within the file and line of their keys."""
         try:
             yield
-        except RecipeError as error:
-            raise RecipeError(map(self.located, error.problems)) from error
         except UserError as error:
-            found = self.located(error.problem)
-            raise UserError(found.message, where=found.where, fix=found.fix) from error
+            error.set_problems(map(self.located, error.problems))
+            raise
 
 
 def read_recipe(

@@ -395,7 +395,7 @@ class Trainer:
                 self._stop_if_asked()
         sections = [s for some in run.plugins.hook.mtlcore_report(run=run) for s in some or ()]
         if is_main():
-            write_json(run.folder / "result.json", self._result(sections))
+            write_json(run.folder / checkpoint.RESULT, self._result(sections))
 
     def enter_stage(self, index: int) -> None:
         """Set tasks, optimizer and learning rate schedule of a stage, which begins at this step."""
@@ -522,11 +522,7 @@ class Trainer:
         elif judge.best.step != run.step:
             checkpoint.load_adapters_of(run, judge.best.step)
             run.note(f"the best model is that of step {judge.best.step}")
-        own: dict[str, int | None] = {
-            name: best.step
-            for name, best in judge.tasks.items()
-            if best.step not in (None, judge.best.step)
-        }
+        own = judge.own_steps
         for name, step in own.items():
             checkpoint.load_adapters_of(run, step, owner=run.task(name).index)
         # Where nothing is shared, each task answers as it did at its own best step.
@@ -535,7 +531,7 @@ class Trainer:
         for name, step in own.items():
             run.note(f"the own weights of {name} are those of step {step}")
 
-    def _keep_if_not_worse(self, own: dict[str, int | None]) -> dict[str, int | None]:
+    def _keep_if_not_worse(self, own: dict[str, int]) -> dict[str, int]:
         """Score weights of several steps together; back to the stage's best where they are worse.
 
         Returns the tasks that keep own weights of another step.
@@ -556,6 +552,8 @@ class Trainer:
         if worse:
             checkpoint.load_adapters_of(run, best.step)
             told += ": the stage ends with these"
+            for name in own:
+                self.judge.forget(name)
         run.note(told)
         return {} if worse else own
 
@@ -580,6 +578,7 @@ class Trainer:
             "step": self.run.step,
             "best_step": self.judge.best.step,
             "best_value": self.judge.best.value,
+            "own_steps": self.judge.own_steps if self.recipe.load_best_model_at_end else {},
             "totals": asdict(self.totals),
             "notes": self.run.notes,
             "sections": [asdict(section) for section in sections],

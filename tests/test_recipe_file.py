@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mtlcore.errors import Problem, RecipeError
+from mtlcore.ops.backend import BackendError
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_aliases import ALREADY_SO, NOT_YET, RENAMED
 from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping, write_recipe
@@ -535,3 +536,18 @@ def test_a_model_folder_beside_the_recipe_wins_over_the_hub(write: Write, tmp_pa
     found = read(GOOD.replace("tiny", "gpt2"), write).recipe.model.name_or_path
     assert Path(found) == tmp_path / "gpt2"
     assert read(GOOD.replace("tiny", "elsewhere"), write).recipe.model.name_or_path == "elsewhere"
+
+
+def test_an_error_keeps_its_type_when_it_gets_file_and_line(write: Write) -> None:
+    loaded = read(GOOD, write)
+    with pytest.raises(BackendError) as caught, loaded.locating_errors():
+        raise BackendError("there is no GPU", where="tasks.a.format")
+    assert caught.value.problem.where.endswith(", tasks.a.format")
+    assert str(caught.value) == f"{caught.value.problem.where}: there is no GPU"
+
+
+def test_a_task_named_by_a_number_is_located_by_its_name(write: Write) -> None:
+    loaded = read(GOOD.replace(" a: {", " '1': {"), write)
+    found = loaded.located(Problem("tasks.1.format", "wrong"))
+    assert found.where.endswith(", tasks.1.format")
+    assert loaded.located(Problem("tasks.1.metrics[0]", "wrong")).where.endswith("metrics[0]")

@@ -194,6 +194,12 @@ def test_a_task_stops_by_itself_and_keeps_its_best_own_weights(
     [told] = [note for note in run.notes if "scored together" in note]
     assert f"eval_loss {combined['combined']['eval_loss']:.4f}" in told
     assert f"step {of_stage} alone {overall[of_stage]:.4f}" in told
+    assert json.loads((run.folder / "result.json").read_text())["own_steps"] == (
+        {"spelling": best} if is_kept else {}
+    )
+    judged = checkpoint.read_state(checkpoints(run.folder)[-1])["progress"]["judge"]["tasks"]
+    if not is_kept:  # what it goes on from is not what it had at its best
+        assert judged["spelling"] == {"value": None, "step": of_stage, "stale": 2}
     score = run.evaluate("eval", outputs=False).loss
     assert score == (combined["combined"]["eval_loss"] if is_kept else overall[of_stage])
     shutil.rmtree(checkpoints(run.folder)[-1])

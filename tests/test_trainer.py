@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import mtlcore
-from mtlcore.checkpoint_store import checkpoints
+from mtlcore.api import prepare
+from mtlcore.checkpoint_store import checkpoint_folder, checkpoints
 from mtlcore.data.batches import plan_rows
 from mtlcore.demo.tiny import make_tiny_model
 from mtlcore.errors import MtlcoreError, UserError
@@ -367,6 +368,15 @@ def test_resuming_from_an_earlier_checkpoint_keeps_later_ones_aside(
         "step-000002", "step-000004", "superseded-1-step-000004", "superseded-1-step-000006",
     ]  # fmt: skip
     assert sum("superseded" in note for note in again.notes) == 2
+
+
+def test_a_resumed_run_is_unfinished_until_it_ends_again(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    folder = mtlcore.train(recipe).folder
+    trainer = prepare(read_recipe(recipe), resume=checkpoint_folder(folder, 2))
+    assert not (folder / "result.json").exists()
+    trainer.train()
+    assert json.loads((folder / "result.json").read_text())["step"] == 6
 
 
 def test_resuming_with_other_tasks_is_refused(tiny_model: Path, tmp_path: Path) -> None:

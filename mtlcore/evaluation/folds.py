@@ -21,13 +21,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtlcore import api
+from mtlcore import api, checkpoint
 from mtlcore.checkpoint_store import checkpoints
 from mtlcore.data.sources import load_rows
 from mtlcore.data.tasks import Task, load_tasks
+from mtlcore.distributed import barrier, is_main, join_processes
 from mtlcore.errors import MtlcoreError, UserError, did_you_mean
 from mtlcore.evaluation.kept import KeptRun
 from mtlcore.evaluation.scores import Scores, TaskScore
+from mtlcore.files import replace_text
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FOLDER, RESULT = "cv", "cv.json"
+MAY_CHANGE = (
+    "output_dir", "per_device_eval_batch_size", "logging_steps", "save_steps", "save_total_limit",
+    "report_to", "run_name",
+)  # fmt: skip
+"""Keys of `training` that may differ between folds: a mean needs folds of the same training."""
 NO_COLUMN = "none"
 """As `stratify`: do not keep the shares of the labels."""
 
@@ -85,13 +92,15 @@ def cross_validate(
             f"there is no cross-validation in {folder}", fix="start it without --resume first"
         )
     plans = plan_folds(loaded.recipe, folds, by=by, stratify=stratify)
+    join_processes()
     write_folds(plans, folds, folder / "data", keep=any(folder.glob("fold-*")))
+    barrier()
     recipes = [fold_recipe(loaded.recipe, plans, fold, folds, folder) for fold in range(folds)]
     try:  # a fold whose rows cannot be read is found before the first is trained
         for recipe in recipes:
             _load(recipe)
     except MtlcoreError:
-        if not any(folder.glob("fold-*")):
+        if is_main() and not any(folder.glob("fold-*")):
             shutil.rmtree(folder)
         raise
     scores = []
@@ -99,7 +108,8 @@ def cross_validate(
         scores.append(_run_fold(replace(loaded, recipe=recipe)))
         gc.collect()  # one model at a time: modules and hooks refer to each other
     found = summary(plans, scores)
-    write_json(loaded.output_dir / RESULT, found)
+    if is_main():
+        write_json(loaded.output_dir / RESULT, found)
     return found
 
 
@@ -107,7 +117,7 @@ def _run_fold(loaded: LoadedRecipe) -> Scores:
     """Train and score one fold, from where it was left; or what it was scored, if it was."""
     folder = loaded.output_dir
     if folder.exists():
-        api.require_same_recipe(loaded.recipe, folder)
+        api.require_same_recipe(loaded.recipe, folder, MAY_CHANGE)
         if checkpoints(folder) and (found := _kept_scores(folder)) is not None:
             return found
     trainer = api.prepare(loaded, resume=folder.exists())
@@ -119,10 +129,12 @@ def _run_fold(loaded: LoadedRecipe) -> Scores:
 def _kept_scores(folder: Path) -> Scores | None:
     """The scores of a fold that was trained to its end and scored; else None."""
     kept = KeptRun(folder, "eval")
+    if kept.unfinished is not None:
+        return None
     try:
         file = folder / "predictions" / "eval" / "scores.json"
         found = json.loads(file.read_text(encoding="utf-8"))
-        if not (folder / "result.json").is_file() or found["step"] != kept.step:
+        if not (folder / checkpoint.RESULT).is_file() or found["step"] != kept.step:
             return None
         tasks = {name: _task_score(kept, name, values) for name, values in found["tasks"].items()}
     except (OSError, ValueError, KeyError, TypeError):
@@ -284,8 +296,9 @@ def write_folds(
                 fix="give the same --folds, --by, --stratify and rows, or choose another "
                 "training.output_dir",
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        if not keep and is_main():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, text)
 
 
 def _line(row: dict[str, Any], task: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
+from mtlcore.commands import resume_command
 from mtlcore.report import charts
 from mtlcore.report.blocks import Cell, Charts, Figure, Lines, Listing, Missing, Part, Table, Words
 from mtlcore.report.charts import finite
@@ -47,8 +48,7 @@ def warnings_of(files: RunFiles) -> list[str]:
             0,
             f"The run is unfinished: its log ends at step {number(logged[0]['step'])}, and no "
             "result.json tells of its end. To go on: "
-            f"mtlcore train {files.shown}/recipe.yaml --resume (or the verb that began it, with "
-            "--resume).",
+            f"{resume_command(files.shown)} (or the verb that began it, with --resume).",
         )
     return found
 

@@ -112,8 +112,8 @@ def scores_part(files: RunFiles) -> Part | Missing:
     part = Part("Scores by task", [])
     step = scores.get("step")
     where = f"Split {files.split}" + (f", weights of {files.weights_at(step)}" if step else "")
-    if any(files.task_recipe(task).get("early_stopping_patience") for task in files.tasks):
-        where += "; the own weights of a task with early stopping: of its own best step"
+    for task, own in mapping(files.result.get("own_steps")).items():
+        where += f"; own weights of {task}: of step {number(own)}"
     part.blocks.append(Words(f"{where}."))
     part.blocks.append(
         _score_table(files, by_task, mapping(scores.get("overall_interval")), scores)

@@ -198,6 +198,20 @@ def test_only_the_same_folds_can_be_resumed(tiny: LoadedRecipe) -> None:
     other = replace(tiny, recipe=tiny.recipe.model_copy(update={"lora": lora}))
     with pytest.raises(UserError, match=r"lora.r: 4 -> 3"):
         folds.cross_validate(other, 2, resume=True)
+    shutil.rmtree(tiny.output_dir / "cv" / "fold-2")
+    training = tiny.recipe.training.model_copy(update={"max_steps": 5})
+    longer = replace(tiny, recipe=tiny.recipe.model_copy(update={"training": training}))
+    with pytest.raises(UserError, match=r"training.max_steps: 2 -> 5"):  # a run alone may
+        folds.cross_validate(longer, 2, resume=True)
+
+
+def test_folds_that_runs_have_begun_on_are_not_written_again(tiny: LoadedRecipe) -> None:
+    plans = folds.plan_folds(tiny.recipe, 2)
+    data = tiny.output_dir / "cv" / "data"
+    folds.write_folds(plans, 2, data)
+    written = {path: path.stat().st_ino for path in data.rglob("*.jsonl")}
+    folds.write_folds(plans, 2, data, keep=True)
+    assert written == {path: path.stat().st_ino for path in data.rglob("*.jsonl")}
 
 
 # -- bad input ---------------------------------------------------------------------------------
