@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def on_cpu_processes() -> bool:
@@ -47,14 +50,24 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def anywhere(found: bool) -> bool:
+    """Whether it is so in any process; the same answer in each."""
+    return bool(all_reduce_sum(torch.tensor(float(found))).item())
+
+
+def gather(value: T) -> list[T]:
+    """What every process holds, in the order of ranks: small values that can be pickled."""
+    if not _active():
+        return [value]
+    of_all: list[T] = [value] * world_size()
+    dist.all_gather_object(of_all, value)
+    return of_all
+
+
 def sum_by_name(values: dict[str, float]) -> dict[str, float]:
     """Sum numbers of the same name over all processes; a name need not be known to all."""
-    if not _active():
-        return values
-    of_all: list[dict[str, float]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(of_all, values)
     sums: dict[str, float] = {}
-    for found in of_all:  # in the order of ranks: every process gets the same bits
+    for found in gather(values):  # in the order of ranks: every process gets the same bits
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
     return sums
