@@ -284,7 +284,8 @@ class Gradients:
     def norms(self) -> dict[str, float]:
         """The norm of what each task has in J and of its own gradient, of sums, not means.
 
-        Rows of J that were folded into one have a single norm, "shared".
+        Rows of J that were folded into one have a single norm, "shared"; penalties on the batch
+        have one, too.
         """
         names = self.model.layout.task_names
         of_rows = torch.linalg.vector_norm(self.arena.rows, dim=1).tolist()
@@ -293,6 +294,10 @@ class Gradients:
             own = self.arena.own[self.arena.own_columns(task)]
             norm = float(torch.linalg.vector_norm(own))
             found[names[task]] = math.hypot(found.get(names[task], 0.0), norm)
+        if self._penalty_arena is not None:
+            parts = (self._penalty_arena.rows[0], self._penalty_arena.own)
+            norms = [float(torch.linalg.vector_norm(part)) for part in parts]
+            found["the penalties"] = math.hypot(*norms)
         return found
 
     def clip(self, max_norm: float) -> dict[str, float]:
