@@ -92,9 +92,10 @@ MAY_CHANGE = (
     "output_dir", "max_steps", "num_train_epochs", "per_device_eval_batch_size", "logging_steps",
     "eval_steps", "eval_max_rows", "eval_metrics", "save_steps", "save_total_limit",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
-    "early_stopping_patience", "report_to", "run_name",
+    "early_stopping_patience", "report_to", "run_name", "on_nonfinite_loss",
+    "loss_watchdog_threshold", "loss_watchdog_patience",
 )  # fmt: skip
-"""Keys of `training` that a resumed run may change: they touch neither rows nor gradients."""
+"""Keys of `training` that a resumed run may change: no finite step depends on them."""
 
 
 def require_same_recipe(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def on_cpu_processes() -> bool:
@@ -59,14 +62,19 @@ def any_process(value: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(float(value))).item())
 
 
+def gather(value: T) -> list[T]:
+    """What every process holds, in the order of ranks: small values that can be pickled."""
+    if not _active():
+        return [value]
+    of_all: list[T] = [value] * world_size()
+    dist.all_gather_object(of_all, value)
+    return of_all
+
+
 def sum_by_name(values: dict[str, float]) -> dict[str, float]:
     """Sum numbers of the same name over all processes; a name need not be known to all."""
-    if not _active():
-        return values
-    of_all: list[dict[str, float]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(of_all, values)
     sums: dict[str, float] = {}
-    for found in of_all:  # in the order of ranks: every process gets the same bits
+    for found in gather(values):  # in the order of ranks: every process gets the same bits
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
     return sums

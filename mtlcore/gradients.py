@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -58,6 +59,7 @@ class Gradients:
         self.others = others
         self.mode = "multi_pass" if others or mode == "multi_pass" else "one_pass"
         self.task_count = len(loss_weights)
+        self.present: list[int] = []
         self.arena = Arena(model.adapter_layers, others, self.task_count)
         for slot in self.arena.slots:
             # Each `.grad` is a view of the arena: clipping and penalties reach it there.
@@ -98,14 +100,18 @@ class Gradients:
         and no [T, P] memory is taken; then no reader may ask for J afterwards.
         """
         self._loss_sums += loss_sums.detach().double().cpu()
-        if not self._started:
-            self._started, self._folded = True, weights is not None and self.mode == "one_pass"
-            self.arena.clear(self._per_task(weights).tolist() if self._folded else None)
+        self._clear(weights)
         if self.mode == "multi_pass":
             self._multi_pass(loss_sums)
             return
         # The sum over tasks: segments keep them apart.
         loss_sums.sum().backward()
+
+    def _clear(self, weights: Tensor | None) -> None:
+        """Make the memory of J ready, once per step."""
+        if not self._started:
+            self._started, self._folded = True, weights is not None and self.mode == "one_pass"
+            self.arena.clear(self._per_task(weights).tolist() if self._folded else None)
 
     def _per_task(self, weights: Tensor | None) -> Tensor:
         """Coefficients [T] of the raw rows: w_t * loss_weight_t / N_t, 0 for absent tasks."""
@@ -149,10 +155,18 @@ class Gradients:
         value.backward(retain_graph=True)
         self.model.routing.sink = self.arena
 
-    def finish(self) -> None:
-        """All micro-batches are done: sum over ranks."""
+    def leave(self) -> None:
+        """The passes of this rank are over, or given up."""
         self.model.routing.sink = None
         self.model.routing.leave()
+
+    def finish(self, weights: Tensor | Direction | None = None) -> None:
+        """All micro-batches are done: sum over ranks.
+
+        `weights`, those known before the backward pass, are needed on a rank that had no rows.
+        """
+        self.leave()
+        self._clear(weights if isinstance(weights, Tensor) else None)
         for tensor in (self._loss_sums, self.arena.rows, self.arena.own):
             all_reduce_sum(tensor)
         # A penalty may exist on some ranks only, where the batch gives rise to it; all must sum.
@@ -266,6 +280,25 @@ class Gradients:
         for parameter, grad in zip(parameters, grads, strict=True):
             if parameter.grad is not None and grad is not None:
                 parameter.grad.add_(grad)
+
+    def norms(self) -> dict[str, float]:
+        """The norm of what each task has in J and of its own gradient, of sums, not means.
+
+        Rows of J that were folded into one have a single norm, "shared"; penalties on the batch
+        have one, too.
+        """
+        names = self.model.layout.task_names
+        of_rows = torch.linalg.vector_norm(self.arena.rows, dim=1).tolist()
+        found = {"shared": sum(of_rows)} if self._folded else dict(zip(names, of_rows, strict=True))
+        for task in self.present:
+            own = self.arena.own[self.arena.own_columns(task)]
+            norm = float(torch.linalg.vector_norm(own))
+            found[names[task]] = math.hypot(found.get(names[task], 0.0), norm)
+        if self._penalty_arena is not None:
+            parts = (self._penalty_arena.rows[0], self._penalty_arena.own)
+            norms = [float(torch.linalg.vector_norm(part)) for part in parts]
+            found["the penalties"] = math.hypot(*norms)
+        return found
 
     def clip(self, max_norm: float) -> dict[str, float]:
         """Clip the shared weights as one group and each task's own as another -> norms before."""

@@ -133,7 +133,8 @@ def mtlcore_penalties(  # type: ignore[empty-body]
 
     Called after each forward with the micro-batch and its outputs, for penalties on the task
     losses and the batch; and once per step with batch=None and outputs=None, for penalties on the
-    weights. Answer an empty list to the call that is not yours.
+    weights. Answer an empty list to the call that is not yours. A step that is measured again
+    without some of its rows asks again: a penalty is a function of its arguments.
     """
 
 
@@ -158,7 +159,10 @@ def mtlcore_before_update(run: Run, gradients: Gradients) -> None:
 
 @hookspec
 def mtlcore_step_end(run: Run, record: Mapping[str, Any]) -> None:
-    """The step is done. `record` is its line of metrics.jsonl (one every `logging_steps`)."""
+    """The step is done. `record` is its line of metrics.jsonl (one every `logging_steps`).
+
+    Called too if the step made no update (`skipped_steps` is 1).
+    """
 
 
 # Evaluation and report ------------------------------------------------------------------------

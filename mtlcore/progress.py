@@ -14,7 +14,7 @@ from mtlcore.distributed import is_main
 
 if TYPE_CHECKING:
     from mtlcore.evaluation.scores import Scores
-    from mtlcore.trainer import StepRecord
+    from mtlcore.records import StepRecord
 
 
 class Progress:

@@ -329,6 +329,17 @@ class TrainingRecipe(Section):
     max_grad_norm: Float = Field(
         default=1.0, ge=0, description="Gradients are clipped to it; 0 is off."
     )
+    on_nonfinite_loss: Literal["stop", "skip_rows", "lower_learning_rate"] = Field(
+        default="stop",
+        description="NaN or infinite losses: stop, leave their rows out, or skip the step and "
+        "halve the learning rate.",
+    )
+    loss_watchdog_threshold: Float | None = Field(
+        default=None, description="Stop when the mean loss of the steps stays above this."
+    )
+    loss_watchdog_patience: PositiveInt = Field(
+        default=3, description="Steps in a row above the threshold that stop the run."
+    )
     adam_beta1: Float = Field(default=0.9, ge=0, lt=1, description="AdamW's first decay rate.")
     adam_beta2: Float = Field(default=0.999, ge=0, lt=1, description="AdamW's second decay rate.")
     adam_epsilon: Float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")

@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,71 +32,23 @@ from mtlcore.files import replacing
 from mtlcore.gradients import Direction, Gradients
 from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
+from mtlcore.nonfinite import Guard
 from mtlcore.progress import Progress
 from mtlcore.recipe_file import write_recipe
+from mtlcore.records import StepRecord, Totals
 from mtlcore.run import RECIPE, Run, write_json
 from mtlcore.seeds import seed_of
 from mtlcore.stages import plan_stages
 from mtlcore.stop_signals import InterruptedByStop, RunStopped
 from mtlcore.system_errors import telling_system_errors
+from mtlcore.watchdog import LossWatchdog
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mtlcore.components import Auditor
+    from mtlcore.data.example import Example
     from mtlcore.evaluation.scores import Scores
-
-
-@dataclass
-class StepRecord:
-    """What one step did; `metrics.jsonl` has one line per record.
-
-    `task_seconds` shares the step's `seconds` out by tokens: the tasks run in one pass together.
-    `peak_memory_mb` is that of the step on a GPU, of the process so far on a CPU;
-    `task_peak_memory_mb` the highest of the steps so far that had rows of the task.
-    """
-
-    step: int
-    stage: str
-    losses: dict[str, float]
-    weights: dict[str, float]
-    learning_rate: float
-    grad_norms: dict[str, float]
-    rows: dict[str, int]
-    tokens: dict[str, int]
-    seconds: float = 0.0
-    task_seconds: dict[str, float] = field(default_factory=dict)
-    penalties: dict[str, float] = field(default_factory=dict)
-    peak_memory_mb: float = 0.0
-    task_peak_memory_mb: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def loss(self) -> float:
-        """Mean of the losses of the tasks that were in the step."""
-        return sum(self.losses.values()) / len(self.losses)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record's line in metrics.jsonl."""
-        return {"loss": self.loss, **vars(self)}
-
-
-@dataclass
-class Totals:
-    """What the steps of a run took in sum, by task: its cost."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    task_seconds: dict[str, float] = field(default_factory=dict)
-    task_peak_memory_mb: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def add(self, record: StepRecord) -> None:
-        """Take in one step."""
-        for name in record.rows:
-            self.rows[name] = self.rows.get(name, 0) + record.rows[name]
-            self.tokens[name] = self.tokens.get(name, 0) + record.tokens[name]
-            seconds = record.task_seconds[name]
-            self.task_seconds[name] = self.task_seconds.get(name, 0.0) + seconds
-        self.seconds += record.seconds
-        self.task_peak_memory_mb = dict(record.task_peak_memory_mb)
 
 
 class Trainer:
@@ -123,6 +75,8 @@ class Trainer:
         self.saw_several_tasks = False
         self.task_peaks = [0.0] * len(run.tasks)
         self.totals = Totals()
+        self.guard = Guard(run)
+        self.watchdog = LossWatchdog(run)
         self.penalties: dict[str, float] = {}
         self.due: list[str] = []  # what is still to be done after the step of now
         self._saved: object = None  # where the training was at the last checkpoint
@@ -133,38 +87,94 @@ class Trainer:
 
     def train_step(self) -> StepRecord:
         """One optimizer step: this is the page to read first."""
-        run, gradients = self.run, self.gradients
+        run, guard = self.run, self.guard
         started = time.perf_counter()
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(run.device)
-        batches = self.next_batches()  # micro-batches of rows of several tasks, sorted by task
-        gradients.start(torch.tensor([batch.counts for batch in batches]).sum(0).tolist())
-        weights: Tensor | Direction | None = None  # [T'] or [S, T'], T' tasks in this step
-        for number, batch in enumerate(batches):
-            outputs = self.forward(batch, number, share=1 / len(batches))  # loss sums [T]
-            weights = self.weights_before_backward(outputs, len(batches), weights)  # mostly None
-            gradients.backward(outputs.loss_sums, weights)  # J [T, P], or one row if w is known
-        gradients.finish()
-        if weights is None and gradients.has_shared:
-            weights = self.weigh(gradients.mean_losses())  # reads G [T', T'] as it needs
-        gradients.apply(weights)  # .grad = Jᵀ w, and each task's own
-        self.add_weight_penalties()
-        run.plugins.hook.mtlcore_before_update(run=run, gradients=gradients)
-        norms = gradients.clip(self.recipe.max_grad_norm)
-        self._stop_if_gradients_are_not_finite(norms)
-        rate = self.scheduler.get_last_lr()[0]
+        guard.start()
+        rows: Sequence[Example] = plan_rows(run, run.step)  # sorted by task, for all processes
+        batches, weights = self.measure(rows)  # J [T, P]
+        while found := guard.agree():  # a loss is not finite, here or in another process
+            rows = guard.rows_left(found, rows)  # without these, or none at all
+            batches, weights = self.measure(rows, weights)
+        norms: dict[str, float] = {}
+        if rows:
+            weights, norms = self.combine(weights)  # .grad = Jᵀ w, and each task's own
+        if not guard.makes_update:
+            self.optimizer.zero_grad()  # nothing moves without a gradient, momentum included
+        rate = self.set_learning_rate()
         self.optimizer.step()
         self.scheduler.step()
+        guard.end()
         run.step += 1
         record = self.record(batches, weights, norms, rate, time.perf_counter() - started)
         run.plugins.hook.mtlcore_step_end(run=run, record=record.to_json())
+        self.watchdog.see(record)
         return record
 
+    def measure(
+        self, rows: Sequence[Example], known: Tensor | Direction | None = None
+    ) -> tuple[list[Batch], Tensor | Direction | None]:
+        """Forward and backward passes over this process's share of the rows of a step.
+
+        Returns its micro-batches, and the task weights if they were given before the backward pass:
+        [T'], of the T' tasks in the step, mostly None. Those `known` from an earlier measurement of
+        the step are kept where the same tasks are in it. Once a loss that is not finite is found,
+        the other micro-batches are only searched for more.
+        """
+        run, gradients = self.run, self.gradients
+        torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
+        self.penalties = {}
+        before = gradients.present
+        batches = self.micro_batches(rows)
+        gradients.start(sum_columns([batch.counts for batch in batches], len(run.tasks)))
+        weights = known if gradients.present == before else None
+        for number, batch in enumerate(batches):
+            outputs = self.forward(batch, number, share=1 / len(batches))  # loss sums [T]
+            if self.guard.found:
+                continue
+            weights = self.weights_before_backward(outputs, len(batches), weights)
+            gradients.backward(outputs.loss_sums, weights)  # J [T, P], or one row if w is known
+        if rows and not batches:  # fewer rows are left than there are processes
+            weights = self.weights_before_backward(None, 0, weights)
+        gradients.leave()
+        return batches, weights
+
+    def combine(
+        self, weights: Tensor | Direction | None
+    ) -> tuple[Tensor | Direction | None, dict[str, float]]:
+        """J [T, P] -> the gradient of every weight; returns task weights and norms before clipping.
+
+        Where a gradient is not finite, and the recipe does not say stop, there is no update:
+        (None, {}).
+        """
+        run, gradients = self.run, self.gradients
+        gradients.finish(weights)
+        if not self.guard.gradients_are_finite(gradients.norms()):
+            return None, {}
+        if weights is None and gradients.has_shared:
+            weights = self.weigh(gradients.mean_losses())  # reads G [T', T'] as it needs
+        gradients.apply(weights)
+        self.add_weight_penalties()
+        run.plugins.hook.mtlcore_before_update(run=run, gradients=gradients)
+        norms = gradients.clip(self.recipe.max_grad_norm)
+        return (weights, norms) if self.guard.gradients_are_finite(norms) else (None, {})
+
+    def set_learning_rate(self) -> float:
+        """That of the schedule, lowered where losses or gradients were not finite."""
+        rate = float(self.scheduler.get_last_lr()[0]) * self.guard.factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
     def next_batches(self) -> list[Batch]:
-        """The micro-batches of this step for this rank."""
+        """The micro-batches of the next step for this rank."""
+        return self.micro_batches(plan_rows(self.run, self.run.step))
+
+    def micro_batches(self, rows: Sequence[Example]) -> list[Batch]:
+        """This rank's share of the rows of a step."""
         run = self.run
-        examples = plan_rows(run, run.step)
-        hands = deal(examples, self.recipe.gradient_accumulation_steps * world_size())
+        hands = deal(rows, self.recipe.gradient_accumulation_steps * world_size())
         index = {task.name: task.index for task in run.tasks}
         return [
             collate(
@@ -178,7 +188,7 @@ class Trainer:
         ]
 
     def forward(self, batch: Batch, number: int = 0, share: float = 1.0) -> Outputs:
-        """One forward pass; task penalties are added to the loss sums.
+        """One forward pass; task penalties are added to the loss sums, if these are finite.
 
         Penalties on the batch have their own backward here, times `share`: that of this
         micro-batch in the step, so that a step's penalty is the mean over its micro-batches.
@@ -188,7 +198,9 @@ class Trainer:
         with run.autocast():
             draw = (run.seed, run.step, number, rank())  # of the dropout masks
             outputs: Outputs = run.model(batch, draw=draw)
-            self._stop_if_not_finite(batch, outputs)
+            self.guard.see(batch, outputs)
+            if self.guard.found:
+                return outputs
             for penalty in self._penalties(batch, outputs, share):
                 if penalty.on == "task":
                     outputs = outputs._replace(loss_sums=outputs.loss_sums + penalty.value)
@@ -197,15 +209,18 @@ class Trainer:
         return outputs
 
     def weights_before_backward(
-        self, outputs: Outputs, micro_batches: int, known: Tensor | Direction | None
+        self, outputs: Outputs | None, micro_batches: int, known: Tensor | Direction | None
     ) -> Tensor | None:
-        """Task weights [T'] where they do not depend on gradients; they save J its memory."""
+        """Task weights [T'] where they do not depend on gradients; they save J its memory.
+
+        `outputs` is None in a process without rows.
+        """
         if not self.gradients.has_shared or self.gradients.mode != "one_pass" or self.reads_rows:
             return None
         needs = self.run.weighting.needs
         if needs == "nothing":
             weights = known if known is not None else self.weigh()
-        elif needs == "losses" and micro_batches == 1 and world_size() == 1:
+        elif needs == "losses" and outputs and micro_batches == 1 and world_size() == 1:
             weights = self.weigh(self.gradients.mean_losses_of(outputs.loss_sums))
         else:
             return None
@@ -250,6 +265,7 @@ class Trainer:
             parts = {"task": 1.0, "batch": share / world_size(), "weights": 1 / world_size()}
             value = float(penalty.value.detach().sum()) * parts[penalty.on]
             self.penalties[penalty.name] = self.penalties.get(penalty.name, 0.0) + value
+            self.guard.see_penalty(penalty.name, value)
         return penalties
 
     def add_weight_penalties(self) -> None:
@@ -258,31 +274,6 @@ class Trainer:
             parameters = [p for _, p in self.run.model.trainable_parameters()]
             grads = torch.autograd.grad(penalty.value, parameters, allow_unused=True)
             self.gradients.add_to_update(parameters, grads)
-
-    def _stop_if_not_finite(self, batch: Batch, outputs: Outputs) -> None:
-        """A loss that is NaN or infinite: name the step, the task and the rows, and stop."""
-        if bool(torch.isfinite(outputs.loss_sums).all()):
-            return
-        bad = batch.label_rows[~torch.isfinite(outputs.token_losses)].unique().tolist()
-        rows = [batch.examples[row] for row in bad]
-        places = ", ".join(f"{e.task} row {e.row}" for e in rows[:8])
-        raise UserError(
-            f"the loss is not finite at step {self.run.step + 1} for {len(rows)} rows: {places}"
-            + (" ..." if len(rows) > 8 else ""),
-            where=f"tasks.{rows[0].task}" if rows else "",
-            fix="look at these rows; lower training.learning_rate or set training.max_grad_norm; "
-            "the last checkpoint is untouched",
-        )
-
-    def _stop_if_gradients_are_not_finite(self, norms: dict[str, float]) -> None:
-        bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
-        if bad:
-            raise UserError(
-                f"the gradient is not finite at step {self.run.step + 1} for the adapters of "
-                f"{', '.join(bad)}, though the losses are",
-                fix="lower training.learning_rate, or use dtype float32; the last checkpoint is "
-                "untouched",
-            )
 
     def record(
         self,
@@ -304,14 +295,14 @@ class Trainer:
                 self.last_weights[task] = weight  # an absent task keeps its last one
             all_alike = torch.allclose(weights, weights[..., :1].expand_as(weights))
             self.had_effect |= not all_alike or not weights.any()  # 0 for all is an effect too
-        penalties, self.penalties = self.penalties, {}
+        penalties, self.penalties = self.penalties if self.guard.makes_update else {}, {}
         if self.run.plugins.implements("mtlcore_penalties"):
             penalties = sum_by_name(penalties)
         rows = torch.zeros(len(names), dtype=torch.long)
         for batch in batches:
             for task, start, stop in batch.rows:
                 rows[task] += stop - start
-        tokens = torch.tensor([batch.tokens for batch in batches]).sum(0)
+        tokens = torch.tensor(sum_columns([batch.tokens for batch in batches], len(names)))
         all_reduce_sum(rows)
         all_reduce_sum(tokens)
         peak = peak_memory_mb(self.run.device)
@@ -328,10 +319,14 @@ class Trainer:
             rows=dict(zip(names, rows.tolist(), strict=True)),
             tokens=dict(zip(names, tokens.tolist(), strict=True)),
             seconds=seconds,
-            task_seconds=dict(zip(names, (tokens / tokens.sum() * seconds).tolist(), strict=True)),
+            task_seconds=dict(
+                zip(names, (tokens / tokens.sum().clamp(min=1) * seconds).tolist(), strict=True)
+            ),
             penalties=penalties,
             peak_memory_mb=peak,
             task_peak_memory_mb=dict(zip(names, self.task_peaks, strict=True)),
+            skipped_rows=dict(self.guard.skipped_rows),
+            skipped_steps=int(not self.guard.makes_update),
         )
         self.totals.add(record)
         return record
@@ -434,7 +429,6 @@ class Trainer:
         if self.due:  # the run was stopped between its last step and this
             self._after_step(progress, last)
         while run.step < last and not self._should_stop():
-            torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
             record = self.train_step()
             progress.step(record)
             if run.step % recipe.logging_steps == 0 or run.step == last:
@@ -635,7 +629,7 @@ class Trainer:
     def _log(self, values: dict[str, Any]) -> None:
         if is_main():
             with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(readable(values), allow_nan=False) + "\n")
         if self.recipe.report_to:
             numbers = {k: v for k, v in _one_level(values).items() if isinstance(v, int | float)}
             self.run.accelerator.log(numbers, step=values["step"])
@@ -687,6 +681,8 @@ class Trainer:
             "had_effect": self.had_effect,
             "saw_several_tasks": self.saw_several_tasks,
             "totals": asdict(self.totals),
+            "nonfinite": self.guard.state(),
+            "watchdog": self.watchdog.state(),
         }
 
     def load_progress_state(self, state: dict[str, Any]) -> None:
@@ -707,6 +703,9 @@ class Trainer:
         self.had_effect = state["had_effect"]
         self.saw_several_tasks = state["saw_several_tasks"]
         self.totals = Totals(**state["totals"])
+        if "nonfinite" in state:  # an older checkpoint has neither
+            self.guard.load_state(state["nonfinite"])
+            self.watchdog.load_state(state["watchdog"])
         peaks = self.totals.task_peak_memory_mb
         self.task_peaks = [peaks.get(task.name, 0.0) for task in self.run.tasks]
 
@@ -717,6 +716,20 @@ def peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     bytes_per_unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 2**20
+
+
+def sum_columns(rows: Sequence[Sequence[int]], columns: int) -> list[int]:
+    """The sums by column; zeros where there is no row."""
+    return [sum(row[column] for row in rows) for column in range(columns)]
+
+
+def readable(value: Any) -> Any:
+    """The same with null for a number that is not finite: JSON has no name for it."""
+    if isinstance(value, dict):
+        return {key: readable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [readable(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _one_level(values: dict[str, Any]) -> dict[str, Any]:

@@ -27,19 +27,28 @@ mtlcore.train(sys.argv[1], ["model.dtype=float64"])
 
 
 def train_both(
-    folder: Path, model: Path, *, total: int = 6, accumulation: int = 1, **parts: str
+    folder: Path,
+    model: Path,
+    *,
+    total: int = 6,
+    accumulation: int = 1,
+    more: str = "seed: 0",
+    **parts: str,
 ) -> tuple[list[list[dict[str, Any]]], list[dict[str, torch.Tensor]]]:
-    """Train with one process and with two -> the lines of both runs, and their final adapters."""
+    """Train with one process and with two -> the lines of both runs, and their final adapters.
+
+    `more`: a further key of `training`.
+    """
     training = (
         "{{output_dir: {folder}, max_steps: 3, per_device_train_batch_size: {rows}, "
         "gradient_accumulation_steps: {times}, adam_epsilon: 1e-3, logging_steps: 1, "
-        "max_length: 96}}"
+        "max_length: 96, {more}}}"
     )
     recipes = {}
     for name, rows, times in (("one", total // accumulation, accumulation), ("two", total // 2, 1)):
         place = folder / name
         place.mkdir()
-        keys = training.format(folder=place / "run", rows=rows, times=times)
+        keys = training.format(folder=place / "run", rows=rows, times=times, more=more)
         recipes[name] = write_tiny_recipe(place, model, training=keys, **parts)
     mtlcore.train(recipes["one"], ["model.dtype=float64"])
     script = folder / "script.py"

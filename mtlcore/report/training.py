@@ -317,6 +317,21 @@ def total_seconds(files: RunFiles) -> float | None:
     return sum(found) * _steps_per_line(files) if found else None
 
 
+def _skipped(files: RunFiles) -> str:
+    """What losses or gradients that are not finite cost, if anything."""
+    rows = {task: round(count) for task, count in totals(files, "skipped_rows").items()}
+    exact = finite(mapping(files.result.get("totals")).get("skipped_steps"))
+    logged = sum(finite(line.get("skipped_steps")) or 0.0 for line in files.steps)
+    steps = round(logged * _steps_per_line(files) if exact is None else exact)
+    told = []
+    if any(rows.values()):
+        by_task = ", ".join(f"{task} {number(count)}" for task, count in rows.items() if count)
+        told.append(f"Rows whose loss was not finite, in neither rows nor tokens: {by_task}.")
+    if steps:
+        told.append(f"Steps without an update: {number(steps)}.")
+    return " ".join(told)
+
+
 def last_step(files: RunFiles) -> int:
     """The optimizer steps of the run, as far as the files tell."""
     steps = [files.result.get("step"), *(line["step"] for line in files.steps[-1:])]
@@ -371,9 +386,11 @@ def cost_part(files: RunFiles) -> Part | None:
     speed = ""
     if all_seconds and tokens:
         speed = f"{number(round(sum(tokens.values()) / all_seconds))} tokens per second. "
+    skipped = _skipped(files)
     return Part(
         "Cost",
         [
+            *([Words(skipped)] if skipped else []),
             Words(
                 f"{speed}The tasks are trained in one pass: a step's time is shared out by tokens. "
                 "Peak memory is that of the steps that held rows of the task (on a CPU: of the "

@@ -472,6 +472,23 @@ def test_sums_are_exact_if_told_and_else_scaled_from_the_logged_steps(run: Path)
     assert totals(RunFiles.read(run), "rows") == exact
 
 
+def test_skipped_rows_and_steps_are_told_only_if_there_were_any(run: Path) -> None:
+    assert "not finite" not in Page(render(run)).text
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    task = next(iter(TASKS))
+    none = {"loss": None, "losses": {}, "grad_norms": {}, "skipped_steps": 1}
+    lines[3] |= {**none, "skipped_rows": {task: 2}}
+    write_lines(run / "metrics.jsonl", lines)
+    text = Page(render(run)).text
+    assert f"Rows whose loss was not finite, in neither rows nor tokens: {task} 2." in text
+    assert "Steps without an update: 1." in text
+    result = json.loads((run / "result.json").read_text())
+    exact = {"rows": {task: 7}, "skipped_rows": {task: 5}, "skipped_steps": 3}
+    write(run / "result.json", {**result, "totals": exact})
+    text = Page(render(run)).text
+    assert f"tokens: {task} 5. Steps without an update: 3." in text
+
+
 def test_a_task_whose_name_begins_like_another_keeps_its_own_curve(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ["a", "a_b", "a_b_c"])
     text = Page(render(run)).text
