@@ -70,8 +70,8 @@ def assert_same(one: Path, other: Path) -> None:
 
 def forget_after(run: Path, step: int) -> None:
     """Delete the checkpoints after a step, as if the run had been cut off there."""
-    for folder in checkpoint.checkpoints(run):
-        if checkpoint.step_of(folder) > step:
+    for folder in checkpoints(run):
+        if step_of(folder) > step:
             shutil.rmtree(folder)
 
 
@@ -221,7 +221,7 @@ def test_the_learning_rate_is_halved_by_every_step_with_a_bad_row(
             assert line["skipped_rows"] == {}
         assert line["learning_rate"] == 5e-3 * factor
     assert 0 < sum(step <= 4 for step in bad) < len(bad) < 8
-    folders = {checkpoint.step_of(f): f for f in checkpoint.checkpoints(run.folder)}
+    folders = {step_of(f): f for f in checkpoints(run.folder)}
     for step in bad:
         if step > 1:
             before, after = (checkpoint.read_adapters(folders[s]) for s in (step - 1, step))
