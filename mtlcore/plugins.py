@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -323,6 +324,7 @@ class PluginManager:
         self._pluggy.add_hookcall_monitoring(before, after)
 
 
+@cache
 def hook_arguments() -> dict[str, tuple[str, ...]]:
     """Every hook with the names of its arguments."""
     return {

@@ -73,13 +73,21 @@ class Run:
     """What one run holds. Hooks get it as `run`.
 
     With no `splits` the tasks come without rows, which are read when an evaluation asks for them.
+    Without `plugins` they are those that the recipe and the environment ask for.
 
     `recipe`, `folder`, `tasks` (in the order of the recipe), `model`, `tokenizer`, `device`,
     `plugins`, `components` by key, `step` (optimizer steps done), `rows_drawn` [T] (rows drawn of
     each task so far), `active` [T], `notes` (what the user was told).
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, *, splits: Sequence[str] = SPLITS) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        splits: Sequence[str] = SPLITS,
+        plugins: PluginManager | None = None,
+    ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.seed = recipe.training.seed
@@ -87,7 +95,9 @@ class Run:
         self.notes: list[str] = []
         self.signals = StopSignals()
         self.lock = RunLock(folder)
-        self.plugins = PluginManager.load(local=recipe.plugins.load, disable=recipe.plugins.disable)
+        self.plugins = plugins or PluginManager.load(
+            local=recipe.plugins.load, disable=recipe.plugins.disable
+        )
         self.accelerator = Accelerator(
             log_with=trackers(recipe.training.report_to) if splits else None,
             project_dir=str(folder),
@@ -95,7 +105,7 @@ class Run:
         )
         self.device = self.accelerator.device
         self.tokenizer = load_tokenizer(recipe)
-        self._create_components()
+        self.create_components()
         self.tasks: list[Task] = []
         self._load_tasks(splits)
         self.stage = ""  # the name of the stage of now
@@ -118,7 +128,8 @@ class Run:
         self._prepare_model()
         self._describe_tasks()
 
-    def _create_components(self) -> None:
+    def create_components(self) -> None:
+        """Make the components that the recipe names, and register their hooks in `plugins`."""
         made = make_components(self.recipe, self.plugins)
         if made.problems:
             raise RecipeError(made.problems)

@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from mtlcore.testing import pytest_plugin
+
 hypothesis.settings.register_profile("same cases every time", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same cases every time")
 
@@ -18,12 +20,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random two-layer Llama with its tokenizer."""
-    from mtlcore.demo.tiny import make_tiny_model
-
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
+def pytest_configure(config: pytest.Config) -> None:
+    """Take mtlcore's own fixtures, where the installation has not brought them already."""
+    if not config.pluginmanager.is_registered(pytest_plugin):
+        config.pluginmanager.register(pytest_plugin, "mtlcore")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
-"""A small recipe of three tasks of different kinds and sizes, on rows of the demo."""
+"""What tests read of a finished run, and the tiny recipe that they train."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,44 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-import mtlcore.demo
 from mtlcore import checkpoint_store
+from mtlcore.testing.recipes import ROWS, TASKS, write_tiny_recipe
 
-ROWS = {"sentiment": 40, "spelling": 24, "definitions": 12}
-
-
-def write_tiny_recipe(folder: Path, model: Path, **changes: str) -> Path:
-    """Write recipe.yaml and its data into `folder`; `changes` replace whole top-level parts."""
-    demo = Path(mtlcore.demo.__file__).parent / "data"
-    for task, count in ROWS.items():
-        for split, rows in (("train", count), ("dev", 6), ("test", 6)):
-            with (demo / task / f"{split}.jsonl").open(encoding="utf-8") as file:
-                lines = list(itertools.islice(file, rows))
-            path = folder / f"{task}.{split}.jsonl"
-            path.write_text("".join(lines), encoding="utf-8")
-    parts = {
-        "tasks": TASKS,
-        "lora": "{r: 4, lora_alpha: 8, lora_dropout: 0.1}",
-        "sharing": "{shared: 4, own: 2}",
-        "weighting": "pcgrad",
-        "sampling": "{name: temperature, temperature: 2.0}",
-        "regularization": "[{name: l2_anchor, strength: 0.01}]",
-        "training": f"""
-  output_dir: {folder / "run"}
-  max_steps: 6
-  per_device_train_batch_size: 6
-  learning_rate: 5e-3
-  max_length: 96
-  save_steps: 2
-  save_total_limit: 10
-  logging_steps: 1""",
-        **changes,
-    }
-    text = f"model: {{name_or_path: {model}}}\n"
-    text += "".join(f"{key}: {value}\n" for key, value in parts.items())
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(text, encoding="utf-8")
-    return recipe
+__all__ = ["ROWS", "TASKS", "final_adapters", "metrics", "training_part", "write_tiny_recipe"]
 
 
 def final_adapters(folder: Path) -> dict[str, torch.Tensor]:
@@ -74,30 +39,3 @@ def training_part(folder: Path, **changes: object) -> str:
         **changes,
     }
     return "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
-
-
-TASKS = """
-  sentiment:
-    train: sentiment.train.jsonl
-    eval: sentiment.dev.jsonl
-    test: sentiment.test.jsonl
-    format: {name: classification, labels: [negative, positive], template: "Review: {{ text }}\\nSentiment:"}
-    metrics: [accuracy, macro_f1]
-  spelling:
-    train: spelling.train.jsonl
-    eval: spelling.dev.jsonl
-    test: spelling.test.jsonl
-    format: {name: prompt_completion, template: "Correct: {{ text }}\\nCorrected:"}
-    columns: {completion: corrected}
-    metrics: [exact_match]
-    generation: {max_new_tokens: 6}
-    loss_weight: 2.0
-  definitions:
-    train: definitions.train.jsonl
-    eval: definitions.dev.jsonl
-    test: definitions.test.jsonl
-    format: {name: prompt_completion, template: "Define {{ word }}:"}
-    columns: {completion: gloss}
-    metrics: [rouge_l]
-    generation: {max_new_tokens: 6}
-"""  # noqa: E501

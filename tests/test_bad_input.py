@@ -20,8 +20,8 @@ BAD_SPELLING = '{"text": "helo", "corrected": 3}'
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
-    return CommandLine(capfd, monkeypatch)
+def cli(run_cli: CommandLine) -> CommandLine:
+    return run_cli
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mtlcore
 from mtlcore import checkpoint
+from mtlcore.checkpoint_store import checkpoints, step_of
 from mtlcore.errors import UserError
 from mtlcore.nonfinite import LONGEST
 from mtlcore.recipe_file import read_recipe

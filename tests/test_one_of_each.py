@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "PYTHONPATH": str(site), "MTLCORE_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "mtlcore.cli", *arguments]
+    return python(site, folder, "mtlcore.cli", *arguments)
+
+
+def python(
+    site: Path, folder: Path, module: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    environ = {**os.environ, "PYTHONPATH": path, "MTLCORE_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environ, cwd=folder)
 
 
@@ -95,3 +103,13 @@ def test_a_failed_audit_keeps_the_run_and_ends_with_3(
     assert done.returncode == 3, done.stderr
     assert "audit always of spelling: it is so" in done.stderr
     assert (tmp_path / "run" / "result.json").is_file()
+
+
+def test_its_own_tests_pass_with_the_fixtures_of_mtlcore(site: Path, tmp_path: Path) -> None:
+    plugin = "mtlcore.testing.pytest_plugin"
+    installed = any(point.value == plugin for point in entry_points(group="pytest11"))
+    named = [] if installed else ["-p", plugin]  # of a source tree that is not installed
+    tests = str(EXAMPLE / "tests")
+    done = python(site, tmp_path, "pytest", "-q", "-p", "no:cacheprovider", *named, tests)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "7 passed" in done.stdout

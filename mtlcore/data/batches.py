@@ -114,28 +114,42 @@ def collate(
     )
 
 
-def plan_rows(run: Run, step: int) -> list[Example]:
-    """The examples of one step over all ranks, sorted by task, and the count drawn is noted.
-
-    Three hooks decide: how many rows of each task, which ones, and which to add. All of them draw
-    from generators seeded by (seed, step), so every rank and every resumed run sees the same rows.
-    """
+def draw_rows(run: Run, step: int) -> list[list[int]]:
+    """The row ids of each task [T] for one step over all ranks; the draw is noted in the run."""
     counts = run.plugins.hook.mtlcore_plan_step(run=run, step=step)
     names = [task.name for task in run.tasks]
     if counts is None or len(counts) != len(names) or min(counts) < 0 or sum(counts) == 0:
         raise MtlcoreError(f"mtlcore_plan_step gave {counts} as rows of the tasks {names}")
-    examples: list[Example] = []
+    drawn: list[list[int]] = [[] for _ in names]
     for task, count in zip(run.tasks, counts, strict=True):
         if not count:
             continue
         rows = run.plugins.hook.mtlcore_choose_rows(run=run, step=step, task=task, count=count)
         if rows is None or len(rows) != count:
             raise MtlcoreError(f"mtlcore_choose_rows gave {rows} as {count} rows of {task.name!r}")
-        examples += [task.train[row] for row in rows]
+        if not all(0 <= row < len(task.train) for row in rows):
+            raise MtlcoreError(
+                f"mtlcore_choose_rows gave the row ids {rows} of {task.name!r}, which has rows "
+                f"0 .. {len(task.train) - 1}"
+            )
+        drawn[task.index] = list(rows)
         run.rows_drawn[task.index] += count
+    return drawn
+
+
+def plan_rows(run: Run, step: int) -> list[Example]:
+    """The examples of one step over all ranks, sorted by task, and the count drawn is noted.
+
+    Three hooks decide: how many rows of each task, which ones, and which to add. All of them draw
+    from generators seeded by (seed, step), so every rank and every resumed run sees the same rows.
+    """
+    drawn = draw_rows(run, step)
+    examples = [
+        task.train[row] for task, rows in zip(run.tasks, drawn, strict=True) for row in rows
+    ]
     for added in run.plugins.hook.mtlcore_add_rows(run=run, step=step, rows=examples):
         examples += added
-    order = {name: index for index, name in enumerate(names)}
+    order = {task.name: index for index, task in enumerate(run.tasks)}
     return sorted(examples, key=lambda example: order[example.task])
 
 

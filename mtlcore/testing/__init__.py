@@ -1,77 +1,44 @@
-"""Helpers to test plugins: a manager of the given plugins alone, and a run without a model."""
+"""Helpers to test plugins: conformance checks, stand-ins, and fixtures (`pytest_plugin`)."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from mtlcore.plugin_sources import Plugin
-from mtlcore.plugins import PluginManager
+__all__ = [
+    "NotConformant",
+    "StandInGradients",
+    "check_sampler",
+    "check_stateful",
+    "check_weighting",
+    "plugin_manager",
+    "stand_in_run",
+    "write_tiny_recipe",
+]
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mtlcore.testing.recipes import write_tiny_recipe
+    from mtlcore.testing.sampling import check_sampler
+    from mtlcore.testing.stand_ins import StandInGradients, plugin_manager, stand_in_run
+    from mtlcore.testing.stateful import check_stateful
+    from mtlcore.testing.trial import NotConformant
+    from mtlcore.testing.weighting import check_weighting
+
+_HOMES = {
+    "NotConformant": "trial",
+    "StandInGradients": "stand_ins",
+    "check_sampler": "sampling",
+    "check_stateful": "stateful",
+    "check_weighting": "weighting",
+    "plugin_manager": "stand_ins",
+    "stand_in_run": "stand_ins",
+    "write_tiny_recipe": "recipes",
+}
 
 
-def plugin_manager(*plugins: Any, environ: Mapping[str, str] | None = None) -> PluginManager:
-    """A manager that loads nothing by itself.
+def __getattr__(name: str) -> Any:
+    """Import on first use: pytest imports this package in every session, through its plugin."""
+    if name in _HOMES:
+        from importlib import import_module
 
-    Component classes and modules are taken in as plugins; other objects are registered, so that
-    their hooks are called. Environment variables are those in `environ`: none by default.
-    """
-    manager = PluginManager(environ=environ or {})
-    for value in plugins:
-        if inspect.isclass(value) or inspect.ismodule(value):
-            name = value.__name__
-            manager.add(Plugin(name, f"tests:{name}", "0", "installed", lambda: None), value)
-        else:
-            manager.register(value)
-    return manager
-
-
-def stand_in_run(
-    rows: Mapping[str, int], *, seed: int = 0, rows_per_step: int = 16, **attributes: Any
-) -> Any:
-    """What samplers and weightings read of a run: tasks with so many train rows, and generators.
-
-    `rows`: task name -> number of train rows. Other attributes are set as given.
-    """
-    from mtlcore import seeds
-
-    tasks = [
-        SimpleNamespace(name=name, index=index, train=range(count))
-        for index, (name, count) in enumerate(rows.items())
-    ]
-    training = SimpleNamespace(
-        per_device_train_batch_size=rows_per_step, gradient_accumulation_steps=1
-    )
-    return SimpleNamespace(
-        tasks=tasks,
-        step=0,
-        seed=seed,
-        rows_drawn=[0] * len(tasks),
-        is_active=lambda task: True,
-        recipe=SimpleNamespace(training=training, tasks=dict.fromkeys(rows)),
-        generator=lambda step, *key: seeds.generator(seed, step, *key),
-        **attributes,
-    )
-
-
-class StandInGradients:
-    """Gradients of a step with a given J [T', P]."""
-
-    def __init__(self, rows: Tensor, present: Sequence[int] | None = None) -> None:
-        self._rows = rows
-        self.present = list(range(len(rows)) if present is None else present)
-
-    def rows(self) -> Tensor:
-        """J [T', P]."""
-        return self._rows
-
-    def gramian(self, scope: str = "model") -> Tensor:
-        """G = J J^T [T', T'] in float64; other scopes see every column as one: [P, T', T']."""
-        rows = self._rows.double()
-        if scope == "model":
-            return rows @ rows.T
-        return rows.T[:, :, None] * rows.T[:, None, :]
+        return getattr(import_module(f"mtlcore.testing.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'mtlcore.testing' has no attribute {name!r}")

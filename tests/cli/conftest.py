@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
-    return CommandLine(capfd, monkeypatch)
+def cli(run_cli: CommandLine) -> CommandLine:
+    return run_cli
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 
 ROWS = [{"text": f"word {number}", "label": ("odd", "even")[number % 2]} for number in range(12)]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import mtlcore
+from mtlcore.testing.command_line import CommandLine
 from tests.auditing.planted import planted_recipe
-from tests.command_line import CommandLine
 
 
 @pytest.fixture(scope="module")

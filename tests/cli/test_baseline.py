@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 from tests.recipes import write_tiny_recipe
 
 

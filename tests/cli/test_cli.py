@@ -12,7 +12,7 @@ import pytest
 from mtlcore.cli import VERBS, keep_progress_bars_out_of_logs, main, take_global_flags
 from mtlcore.errors import UserError
 from mtlcore.plugin_sources import version_of
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 from tests.recipes import write_tiny_recipe
 
 HEAVY = ("torch", "transformers", "datasets", "pydantic")

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 
 
 def test_compare_prints_what_it_writes(cli: CommandLine, run: Path, tmp_path: Path) -> None:

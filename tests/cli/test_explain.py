@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 
 
 def test_the_prompt_and_the_checks_are_printed(cli: CommandLine, run: Path) -> None:

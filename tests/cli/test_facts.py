@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 
 
 def test_schema_prints_json(cli: CommandLine) -> None:

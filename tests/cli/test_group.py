@@ -16,8 +16,8 @@ from mtlcore.errors import RecipeError, UserError
 from mtlcore.grouping import Measured, cluster, group, read_affinity, similarities, write_plan
 from mtlcore.recipe_file import read_recipe
 from mtlcore.testing import StandInGradients, stand_in_run
+from mtlcore.testing.command_line import CommandLine
 from mtlcore_plugins.monitoring.affinity import Affinity
-from tests.command_line import CommandLine
 from tests.helpers import write_jsonl
 from tests.recipes import training_part, write_tiny_recipe
 

@@ -14,7 +14,7 @@ import torch
 import mtlcore
 from mtlcore.errors import UserError
 from mtlcore.run import Run
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 from tests.helpers import write_jsonl
 from tests.recipes import TASKS, write_tiny_recipe
 

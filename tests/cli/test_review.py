@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 
 
 def test_review_shows_rows_before_and_after(cli: CommandLine, run: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mtlcore.errors import MtlcoreError, UserError
+from mtlcore.testing.command_line import CommandLine
 from mtlcore.tour.page import markdown
 from mtlcore.tour.tour import Result, Tour, choose, take
-from tests.command_line import CommandLine
 
 PAGE = Path(__file__).parents[2] / "docs" / "tour.md"
 RESULT = Result(

@@ -21,7 +21,7 @@ from mtlcore.report import render, write_report
 from mtlcore.report.files import RunFiles
 from mtlcore.report.text import MINUS
 from mtlcore.report.training import totals
-from tests.command_line import CommandLine
+from mtlcore.testing.command_line import CommandLine
 from tests.report.run_folder import TASKS, write, write_lines, write_run
 
 BROKEN = "cannot be shown"

@@ -75,11 +75,11 @@ class LastRows(Replay):
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values, saved with the run."""
-        return {"kept": self.kept}
+        return {"kept": {name: list(rows) for name, rows in self.kept.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
-        self.kept = state["kept"]
+        self.kept = dict(state.get("kept", {}))
 
 
 def restored(values: Mapping[str, Any]) -> Example:

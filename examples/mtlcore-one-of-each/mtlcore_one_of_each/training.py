@@ -54,7 +54,7 @@ class LossAverages(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         """The curves so far."""
-        return {"curves": self.curves}
+        return {"curves": {name: list(curve) for name, curve in self.curves.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
