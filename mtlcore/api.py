@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtlcore import checkpoint
 from mtlcore.errors import UserError
+from mtlcore.plugins import changed_plugins
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
-from mtlcore.run import RECIPE, Run
+from mtlcore.run import ENVIRONMENT, RECIPE, Run
 from mtlcore.start import take_over
 from mtlcore.trainer import Trainer
 
@@ -51,7 +53,20 @@ def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Train
     if start is not None:
         checkpoint.restore(trainer, start)
         run.note(f"resumed from {start} at step {run.step}")
+        for change in _changed_plugins(run):
+            run.note(f"warning: since the run was started, {change}")
     return trainer
+
+
+def _changed_plugins(run: Run) -> list[str]:
+    """What the record of the interrupted run says of its plugins, against what is active now."""
+    try:
+        record = json.loads((run.folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        return changed_plugins(record["plugins"], run.plugins.active())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return [f"{ENVIRONMENT} cannot be read, so its plugins were not compared ({error})"]
 
 
 def _read(

@@ -36,7 +36,7 @@ from mtlcore.evaluation.predictions import (
 from mtlcore.evaluation.scores import Scores, TaskScore
 from mtlcore.losses import Outputs
 from mtlcore.model import export
-from mtlcore.model.backbone import MultiTaskModel, load_backbone
+from mtlcore.model.backbone import MultiTaskModel, cannot_load, load_backbone
 from mtlcore.model.fingerprint import fingerprint
 from mtlcore.model.heads import TaskFacts
 from mtlcore.model.layout import SHARED_ONLY, Layout
@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 """The resolved recipe in a run's folder."""
+ENVIRONMENT = "environment.json"
+"""What the run depended on, in its folder: see `Run.environment`."""
 
 
 class Run:
@@ -89,6 +91,11 @@ class Run:
             cpu=on_cpu_processes(),
         )
         self.device = self.accelerator.device
+        if recipe.model.trust_remote_code:
+            self.note(
+                f"model.trust_remote_code: Python code that comes with {recipe.model.name_or_path} "
+                "is run, with all your rights"
+            )
         self.tokenizer = load_tokenizer(recipe)
         self._create_components()
         self.tasks: list[Task] = []
@@ -561,9 +568,4 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             model.name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the tokenizer of {model.name_or_path!r}: {str(error).splitlines()[0]}",
-            where="model.name_or_path",
-            fix="give a folder made by save_pretrained (of model and tokenizer), or the name of a "
-            "model on the hub that this machine can reach",
-        ) from error
+        raise cannot_load("the tokenizer of", model, error) from error
