@@ -271,8 +271,11 @@ class _Reading:
         return recipe
 
     def add(self, document: Document, problems: Iterable[FieldProblem]) -> None:
+        told = {problem.where for _, problem in self.keys}
         for problem in problems:
             where = document.where(problem.path)
+            if where in told:  # a value that could not be read fails the next check too
+                continue
             whole = Problem(where, problem.message, problem.fix)
             self.keys.append((document.place(problem.path), whole))
 

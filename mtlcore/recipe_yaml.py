@@ -233,7 +233,8 @@ class _NodeReader:
             if not isinstance(key, ScalarNode):
                 self.problems.append(FieldProblem(path, "a key must be text, found a list or map"))
                 continue
-            name, line = self._text(str(key.value), path), key.start_mark.line
+            clean = NO_TEXT.sub("?", str(key.value))
+            name, line = self._text(str(key.value), (*path, clean)), key.start_mark.line
             if name in lines:
                 message = f"stands here twice: in lines {lines[name] + 1} and {line + 1}"
                 self.problems.append(FieldProblem((*path, name), message, "keep one of them"))
