@@ -42,6 +42,7 @@ from mtlcore.model.heads import TaskFacts
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import GenerationRecipe, Recipe
+from mtlcore.recipe_checks import SAFE_NAME
 from mtlcore.recipe_components import check_components, make_components
 from mtlcore.start import frozen_tasks
 from mtlcore.versions import versions
@@ -222,6 +223,11 @@ class Run:
         intervals.
         """
         bootstrap.require_resamples(resamples)
+        if save_as is not None and not SAFE_NAME.fullmatch(save_as):
+            raise UserError(
+                f"save_as is the name of a folder inside the run's, found {save_as!r}",
+                fix="use letters, digits, _ and -",
+            )
         answers = self.predict(split, tasks, outputs=outputs, max_rows=max_rows)
         scores = {
             name: self._score(self.task(name), predictions, outputs)
