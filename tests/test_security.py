@@ -193,7 +193,7 @@ def test_nothing_is_read_from_pickles(package: str) -> None:
 # -- inside the run folder ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", "..", "a\0b"])
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", "..", "a\0b"])
 def test_predictions_stay_in_the_run_folder(name: str, tiny_run: Path) -> None:
     run = mtlcore.load(tiny_run)
     with pytest.raises(UserError, match="the name of a folder inside the run's"):
