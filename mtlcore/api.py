@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from mtlcore import checkpoint, checkpoint_store
 from mtlcore.checkpoint_store import Checkpoint, open_checkpoint
 from mtlcore.distributed import barrier, is_main, join_processes
 from mtlcore.errors import UserError
+from mtlcore.plugins import changed_plugins
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
-from mtlcore.run import RECIPE, Run
+from mtlcore.run import ENVIRONMENT, RECIPE, Run
 from mtlcore.run_lock import RunLock
 from mtlcore.start import take_over
 from mtlcore.trainer import Trainer
@@ -73,9 +75,22 @@ def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) ->
     if saved is not None:
         checkpoint.restore(trainer, saved)
         run.note(f"resumed from {saved.folder} at step {run.step}")
+        for change in _changed_plugins(run):
+            run.note(f"warning: since the run was started, {change}")
     elif resume:
         checkpoint.begin(run)
     return trainer
+
+
+def _changed_plugins(run: Run) -> list[str]:
+    """What the record of the interrupted run says of its plugins, against what is active now."""
+    try:
+        record = json.loads((run.folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        return changed_plugins(record["plugins"], run.plugins.active())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return [f"{ENVIRONMENT} cannot be read, so its plugins were not compared ({error})"]
 
 
 def _read(

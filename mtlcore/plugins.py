@@ -81,6 +81,8 @@ class BrokenPlugin:
 
     def __str__(self) -> str:
         reason = f"{type(self.error).__name__}: {self.error}"
+        if isinstance(self.error, UserError):
+            reason = self.error.problem.message
         return f"plugin {self.plugin} could not be loaded: {reason}"
 
 
@@ -117,11 +119,13 @@ class PluginManager:
         manager = cls(environ=environ)
         manager.discover(local=local, disable=disable)
         strict = manager._is_on("MTLCORE_STRICT_PLUGINS")
+        doctor = "see `mtlcore plugins doctor`"
         for broken in manager.broken:
             if strict or broken.plugin.origin == "local":
-                fix = "" if isinstance(broken.error, UserError) else "see `mtlcore plugins doctor`"
-                raise UserError(str(broken), where="plugins", fix=fix) from broken.error
-            log.warning("%s; see `mtlcore plugins doctor`", broken)
+                fix = "mend the file" if broken.plugin.origin == "local" else doctor
+                told = broken.error.problem.fix if isinstance(broken.error, UserError) else fix
+                raise UserError(str(broken), where="plugins", fix=told or fix) from broken.error
+            log.warning("%s; %s", broken, doctor)
         for first, second in manager.conflicts:
             raise _conflict(first, second)
         manager.check_pending()
@@ -322,6 +326,25 @@ class PluginManager:
             print(f"{hook} {milliseconds:.3f} ms{fate}: {names}", file=sys.stderr)
 
         self._pluggy.add_hookcall_monitoring(before, after)
+
+
+def changed_plugins(
+    before: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """What is not as it was between two records of `PluginManager.active`, in words.
+
+    Files are compared by their sha256 only: a moved file with the same code is no change.
+    """
+    old, new = ({row["name"]: row for row in rows} for rows in (before, now))
+    told = [f"{name} is no longer there" for name in sorted(old.keys() - new.keys())]
+    told += [f"{name} is new" for name in sorted(new.keys() - old.keys())]
+    for name in sorted(old.keys() & new.keys()):
+        was, found = old[name], new[name]
+        if was["version"] != found["version"]:
+            told.append(f"{name} is version {found['version']} now, was {was['version']}")
+        elif was["sha256"] != found["sha256"]:
+            told.append(f"the code of {name} is another one now ({found['file']})")
+    return told
 
 
 @cache

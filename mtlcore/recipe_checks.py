@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 KeyPath = tuple[str | int, ...]
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+LONGEST_NAME = 100  # a file name has at most 255 bytes, and names are parts of file names
+DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])", re.IGNORECASE)
+"""Names that Windows keeps for devices: a run folder may be copied there."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,7 @@ def _tasks(recipe: Recipe) -> Iterator[FieldProblem]:
         yield FieldProblem(("tasks",), "there is no task", "add one: `tasks: {name: {train: ...}}`")
         return
     for name, task in recipe.tasks.items():
-        if not SAFE_NAME.fullmatch(name):
-            safe = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "task"
-            yield FieldProblem(
-                ("tasks", name),
-                f"a task's name is made of letters, digits, _ and -, found {name!r}",
-                f"call it {safe!r}",
-            )
+        yield from _file_name(("tasks", name), recipe.tasks)
         if name == "shared":
             yield FieldProblem(
                 ("tasks", name),
@@ -83,14 +80,36 @@ def _tasks(recipe: Recipe) -> Iterator[FieldProblem]:
         )
 
 
+def _file_name(path: KeyPath, names: Iterable[str]) -> Iterator[FieldProblem]:
+    """What keeps the last key of `path`, one of `names`, from being a part of a file name."""
+    name = str(path[-1])
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-")[:LONGEST_NAME] or "task"
+    if not SAFE_NAME.fullmatch(name):
+        what = (
+            f"a name is made of letters, digits, _ and -, and begins with no sign, found {name!r}"
+        )
+        yield FieldProblem(path, what, f"call it {safe!r}")
+    elif len(name) > LONGEST_NAME:
+        what = f"a name has at most {LONGEST_NAME} characters, found {len(name)}"
+        yield FieldProblem(path, what, "give it a shorter one")
+    elif DEVICE.fullmatch(name):
+        what = f"{name!r} is the name of a device on Windows, where no file can be called so"
+        yield FieldProblem(path, what, f"call it '{name}_task'")
+    for other in names:
+        if other == name:
+            return
+        if other.lower() == name.lower():
+            what = f"{other!r} and {name!r} differ by case only, and their files would be the same"
+            yield FieldProblem(path, f"{what} on macOS and Windows", "rename one")
+
+
 def _sharing(recipe: Recipe) -> Iterator[FieldProblem]:
     sharing = recipe.sharing
     if sharing is None:
         return
     for group, members in sharing.groups.items():
         path: KeyPath = ("sharing", "groups", group)
-        if not SAFE_NAME.fullmatch(group):
-            yield FieldProblem(path, f"unsafe name {group!r}", "use letters, digits, _ and -")
+        yield from _file_name(path, sharing.groups)
         for index, task in enumerate(members.tasks):
             if task not in recipe.tasks:
                 yield FieldProblem(

@@ -33,7 +33,14 @@ from mtlcore.recipe_aliases import Translator, spread_over_tasks
 from mtlcore.recipe_checks import FieldProblem, KeyPath
 from mtlcore.recipe_paths import resolve_paths
 from mtlcore.recipe_validate import validate
-from mtlcore.recipe_yaml import Document, Place, UnreadableError, parse_value, read_document
+from mtlcore.recipe_yaml import (
+    Document,
+    Place,
+    UnreadableError,
+    other_recipes,
+    parse_value,
+    read_document,
+)
 
 # values that may be written short: `pcgrad` is {name: pcgrad}, `a.jsonl` is {path: a.jsonl}
 SHORT_FORMS: dict[Any, str] = {
@@ -43,6 +50,7 @@ SHORT_FORMS: dict[Any, str] = {
     StartRecipe: "run",
 }
 COMMAND_LINE = "command line"
+MOST_FILES = 100
 KEY = re.compile(r"[\w-]+(\.[\w-]+|\[\d+\])*")
 """`tasks.reviews.metrics[0]`."""
 
@@ -179,16 +187,21 @@ class _Reading:
         except UnreadableError as error:
             self.broken.append(error.problem)
             return None
-        around = (*around, path.resolve())
+        around = (*around, Path(os.path.realpath(path)))
         merged = Document({}, {(): document.places[()]})
         for base in self._bases(document):
             base_path, base_label = path.parent / base, os.path.join(os.path.dirname(label), base)
             where = document.where(("extends",))
-            if base_path.resolve() in around:
+            if len(around) + len(self.sources) > MOST_FILES:
+                what = f"this makes more than {MOST_FILES} files"
+                self.broken = [Problem(where, what, "extend each file once")]
+            elif os.path.realpath(base_path) in map(str, around):
                 circle = " -> ".join(file.name for file in (*around, base_path))
-                self.broken.append(Problem(where, f"goes in a circle: {circle}"))
-            elif not base_path.is_file():
-                self.broken.append(Problem(where, f"no such file: {base_label}"))
+                fix = "take one of them out of `extends`"
+                self.broken.append(Problem(where, f"goes in a circle: {circle}", fix))
+            elif not os.path.isfile(base_path):
+                fix = other_recipes(base_path)
+                self.broken.append(Problem(where, f"no such file: {base_label}", fix))
             elif (below := self.file(base_path, base_label, around)) is not None:
                 merged = merge(merged, below)
         self.sources.append(path)
@@ -256,8 +269,11 @@ class _Reading:
         return recipe
 
     def add(self, document: Document, problems: Iterable[FieldProblem]) -> None:
+        told = {problem.where for _, problem in self.keys}
         for problem in problems:
             where = document.where(problem.path)
+            if where in told:  # a value that could not be read fails the next check too
+                continue
             whole = Problem(where, problem.message, problem.fix)
             self.keys.append((document.place(problem.path), whole))
 

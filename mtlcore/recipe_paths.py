@@ -23,7 +23,13 @@ def resolve_paths(document: Document) -> list[FieldProblem]:
         if not isinstance(value, str) or "://" in value:
             continue
         folders = document.place(path).folders
-        found = _find(value, folders)
+        try:
+            found = _find(value, folders)
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            problems.append(
+                FieldProblem(path, f"cannot be read: {error.strerror}", "mend the path")
+            )
+            continue
         local = value.startswith(LOCAL_STARTS) or value.lower().endswith(endings)
         if found is None and local and path[0] != "start":  # a resumed run needs it no more
             problems.append(FieldProblem(path, f"no such file: {value}", _near(value, folders)))
@@ -39,11 +45,14 @@ def _file_in_the_way(document: Document) -> list[FieldProblem]:
     if not isinstance(value, str) or not value:
         return []
     folder = Path(value)
-    for path in (folder, *folder.parents):
-        if path.is_file():
-            message = f"no folder can be made at {value}: {path} is a file"
-            return [FieldProblem(("training", "output_dir"), message, "choose another folder")]
-    return []
+    message = ""
+    try:
+        files = [path for path in (folder, *folder.parents) if path.is_file()]
+        message = f"no folder can be made at {value}: {files[0]} is a file" if files else ""
+    except OSError as error:
+        message = f"no folder can be made there: {error.strerror}"
+    where = ("training", "output_dir")
+    return [FieldProblem(where, message, "choose another folder")] if message else []
 
 
 def _all_paths(data: dict[str, Any]) -> Iterator[tuple[Any, Any, KeyPath, tuple[str, ...]]]:
@@ -89,6 +98,8 @@ def _near(value: str, folders: Sequence[Path]) -> str:
     path = Path(value).expanduser()
     looked_in = [(folder / path).parent for folder in folders]
     for folder in looked_in:
+        if (folder / path.name).is_symlink():
+            return f"it is a link to {os.readlink(folder / path.name)}, which is not there"
         names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
         if name := nearest(path.name, names):
             return f"did you mean {str(Path(value).with_name(name))!r}?"

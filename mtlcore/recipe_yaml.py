@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from mtlcore.errors import Problem, did_you_mean
 from mtlcore.recipe_checks import FieldProblem, KeyPath, dotted
 
 TAG = "tag:yaml.org,2002:"
+MOST_BYTES = 2**20  # of one file: ruamel.yaml reads about 100 kB in a second
+MOST_VALUES = 100_000  # with those that aliases repeat: ten levels of ten make 10^10
+MOST_LEVELS = 50
+LARGEST_INT = 2**63 - 1
+NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # neither paths nor tokenizers take these
 
 
 @dataclass(frozen=True)
@@ -72,15 +80,21 @@ class UnreadableError(Exception):
 def read_document(path: Path, label: str) -> Document:
     """Read one file; `label` is its name in messages."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            what = f"is larger than {MOST_BYTES} bytes"
+            raise UnreadableError(label, what, "a recipe is short: name data files in it")
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
-        raise UnreadableError(label, "no such file", _other_recipes(path)) from None
+        raise UnreadableError(label, "no such file", other_recipes(path)) from None
     except UnicodeDecodeError as error:
         raise UnreadableError(
             label, f"is not UTF-8 text ({error.reason})", "save it as UTF-8"
         ) from None
     except OSError as error:
-        raise UnreadableError(label, f"cannot be read: {error.strerror}") from None
+        fix = "give the YAML file in it" if path.is_dir() else "check its owner and permissions"
+        raise UnreadableError(label, f"cannot be read: {error.strerror}", fix) from None
     return parse_document(text, label, (path.parent.absolute(),))
 
 
@@ -116,7 +130,9 @@ def parse_value(text: str, label: str) -> Any:
 
 def _compose(text: str, label: str) -> Node | None:
     try:
-        node: Node | None = YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML allows it
+            node: Node | None = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         opened = "flow" in (error.context or "")  # a bracket: the line that opens it is of use
         mark = error.context_mark if opened else error.problem_mark
@@ -129,9 +145,21 @@ def _compose(text: str, label: str) -> Node | None:
             ) from None
         message = ", ".join(part for part in (error.context, error.problem) if part)
         raise UnreadableError(where, f"is no valid YAML: {message}", _yaml_hint(error)) from None
-    except YAMLError as error:
-        raise UnreadableError(label, f"is no valid YAML: {str(error).splitlines()[0]}") from None
+    except ReaderError as error:
+        raise _odd_character(text, label, error.position) from None
+    except RecursionError:
+        raise UnreadableError(label, "is nested too deeply", "close the brackets") from None
+    except (YAMLError, ValueError) as error:  # ValueError: `!` or `%YAML` followed by nonsense
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnreadableError(label, f"is no valid YAML: {what}", "see https://yaml.org") from None
     return node
+
+
+def _odd_character(text: str, label: str, position: int) -> UnreadableError:
+    """The error of a character that no YAML file may hold, such as NUL."""
+    where = f"{label}:{text.count(chr(10), 0, position) + 1}"
+    what = f"is no valid YAML: the character U+{ord(text[position]):04X} may not stand in it"
+    return UnreadableError(where, what, "remove it, or give the file that is a recipe")
 
 
 def _yaml_hint(error: MarkedYAMLError) -> str:
@@ -142,7 +170,8 @@ def _yaml_hint(error: MarkedYAMLError) -> str:
     return "check the indentation of this line and the one above"
 
 
-def _other_recipes(path: Path) -> str:
+def other_recipes(path: Path) -> str:
+    """A fix line for a recipe that is not there: the nearest one that is."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
     names = [other.name for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml")]
@@ -157,6 +186,7 @@ class _NodeReader:
         self.folders = folders
         self.places: dict[KeyPath, Place] = {}
         self.problems: list[FieldProblem] = []
+        self._values = 0
         self._open: list[Node] = []  # nodes around the present one: an alias may hold itself
         self._scalars = YAML(typ="safe", pure=True).constructor
 
@@ -164,9 +194,18 @@ class _NodeReader:
         """The plain value of `node`; `line` (from 0) is that of its key."""
         line = node.start_mark.line if line is None else line
         self.places[path] = Place(self.label, line + 1, self.folders, dotted(path))
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise UnreadableError(
+                f"{self.label}:{line + 1}",
+                f"has more than {MOST_VALUES} values, counting what aliases (`*name`) repeat",
+                "take the aliases away",
+            )
         if any(node is other for other in self._open):
-            self.problems.append(FieldProblem(path, "this anchor contains itself"))
-            return None
+            return self._refuse(path, "this anchor contains itself", "take the alias away")
+        if len(self._open) == MOST_LEVELS:
+            message = f"holds what is nested more than {MOST_LEVELS} levels deep"
+            return self._refuse(path[:2], message, "flatten it")
         self._open.append(node)
         try:
             if isinstance(node, MappingNode):
@@ -177,6 +216,9 @@ class _NodeReader:
             return self._scalar(node, path)
         finally:
             self._open.pop()
+
+    def _refuse(self, path: KeyPath, message: str, fix: str) -> None:
+        self.problems.append(FieldProblem(path, message, fix))
 
     def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -191,7 +233,8 @@ class _NodeReader:
             if not isinstance(key, ScalarNode):
                 self.problems.append(FieldProblem(path, "a key must be text, found a list or map"))
                 continue
-            name, line = str(key.value), key.start_mark.line
+            clean = NO_TEXT.sub("?", str(key.value))
+            name, line = self._text(str(key.value), (*path, clean)), key.start_mark.line
             if name in lines:
                 message = f"stands here twice: in lines {lines[name] + 1} and {line + 1}"
                 self.problems.append(FieldProblem((*path, name), message, "keep one of them"))
@@ -201,13 +244,28 @@ class _NodeReader:
 
     def _scalar(self, node: ScalarNode, path: KeyPath) -> Any:
         kind = str(node.tag)
-        if kind == f"{TAG}timestamp":  # a recipe has no dates: 2024-01-01 is a name
+        if kind in (f"{TAG}str", f"{TAG}timestamp"):  # a recipe has no dates: 2024-01-01 is a name
+            return self._text(str(node.value), path)
+        kind = kind.removeprefix(TAG)
+        if kind not in ("int", "float", "bool", "null"):
+            self._refuse(path, f"the YAML tag {kind!r} is not known here", "remove it")
             return str(node.value)
-        if kind.removeprefix(TAG) not in ("str", "int", "float", "bool", "null"):
-            message = f"the YAML tag {kind.removeprefix(TAG)!r} is not known here"
-            self.problems.append(FieldProblem(path, message, "remove it"))
-            return str(node.value)
-        return self._scalars.construct_object(node)
+        try:
+            value = self._scalars.construct_object(node)
+        except (ArithmeticError, LookupError, ValueError):
+            self._refuse(path, f"is no value of the YAML type {kind!r}", "write another value")
+            return None
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            self._refuse(path, "is too large a whole number", f"at most {LARGEST_INT} is read")
+            return None
+        return value
+
+    def _text(self, text: str, path: KeyPath) -> str:
+        """The text; a NUL or a lone surrogate (`"\\ud800"`) in it is a problem."""
+        if found := NO_TEXT.search(text):
+            what = "a NUL character" if found[0] == "\0" else "half a surrogate pair"
+            self._refuse(path, f"holds {what}", "remove it")
+        return NO_TEXT.sub("?", text)
 
 
 def _merged_nodes(node: Node) -> Sequence[MappingNode]:

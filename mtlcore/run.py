@@ -37,12 +37,13 @@ from mtlcore.evaluation.scores import Scores, TaskScore
 from mtlcore.files import replace_text
 from mtlcore.losses import Outputs
 from mtlcore.model import export
-from mtlcore.model.backbone import MultiTaskModel, load_backbone
+from mtlcore.model.backbone import MultiTaskModel, cannot_load, load_backbone
 from mtlcore.model.fingerprint import fingerprint
 from mtlcore.model.heads import TaskFacts
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import GenerationRecipe, Recipe
+from mtlcore.recipe_checks import SAFE_NAME
 from mtlcore.recipe_components import check_components, make_components
 from mtlcore.run_lock import RunLock
 from mtlcore.start import frozen_tasks
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 """The resolved recipe in a run's folder."""
+ENVIRONMENT = "environment.json"
+"""What the run depended on, in its folder: see `Run.environment`."""
 
 
 class Run:
@@ -104,6 +107,11 @@ class Run:
             cpu=on_cpu_processes(),
         )
         self.device = self.accelerator.device
+        if recipe.model.trust_remote_code:
+            self.note(
+                f"model.trust_remote_code: Python code that comes with {recipe.model.name_or_path} "
+                "is run, with all your rights"
+            )
         self.tokenizer = load_tokenizer(recipe)
         self.create_components()
         self.tasks: list[Task] = []
@@ -231,6 +239,11 @@ class Run:
         intervals.
         """
         bootstrap.require_resamples(resamples)
+        if save_as is not None and not SAFE_NAME.fullmatch(save_as):
+            raise UserError(
+                f"save_as is the name of a folder inside the run's, found {save_as!r}",
+                fix="use letters, digits, _ and -",
+            )
         answers = self.predict(split, tasks, outputs=outputs, max_rows=max_rows)
         scores = {
             name: self._score(self.task(name), predictions, outputs)
@@ -576,9 +589,4 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             model.name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the tokenizer of {model.name_or_path!r}: {str(error).splitlines()[0]}",
-            where="model.name_or_path",
-            fix="give a folder made by save_pretrained (of model and tokenizer), or the name of a "
-            "model on the hub that this machine can reach",
-        ) from error
+        raise cannot_load("the tokenizer of", model, error) from error

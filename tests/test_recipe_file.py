@@ -81,7 +81,7 @@ def test_numbers_of_yaml_1_1_are_numbers(write: Write) -> None:
         ("model: x\ntasks: y: z\n", "recipe.yaml:2", "is no valid YAML"),
         ("model: x\n---\nmodel: y\n", "recipe.yaml:2", "a second YAML document"),
         ("model: *nothing\n", "recipe.yaml:1", "undefined alias"),
-        ("model: \x07\n", "recipe.yaml", "is no valid YAML"),
+        ("model: \x07\n", "recipe.yaml:1", "U+0007 may not stand in it"),
     ],
 )
 def test_what_is_no_recipe_is_said_with_its_line(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mtlcore.cli.console import only_results_on_stdout
+from mtlcore.cli.console import only_results_on_stdout, plain
 from mtlcore.cli.options import AsJson, Overrides, Tasks
 
 if TYPE_CHECKING:
@@ -159,9 +159,4 @@ def _text(text: str, style: str = "") -> Text:
     """Text as it is: no markup is read in it."""
     from rich.text import Text
 
-    return Text(_plain(text), style)
-
-
-def _plain(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return Text(plain(text), style)

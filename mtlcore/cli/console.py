@@ -33,7 +33,7 @@ def print_failure(text: str) -> None:
 
 def warn(text: str) -> None:
     """One line on stderr."""
-    typer.secho(f"warning: {text}", fg="yellow", err=True, color=_color())
+    typer.secho(plain(f"warning: {text}"), fg="yellow", err=True, color=_color())
 
 
 def only_results_on_stdout() -> AbstractContextManager[TextIO]:
@@ -42,14 +42,19 @@ def only_results_on_stdout() -> AbstractContextManager[TextIO]:
 
 
 def _print_problem(problem: Problem) -> None:
-    where = f"{problem.where}: " if problem.where else ""
-    _red(f"error: {where}{problem.message}")
+    where = problem.where.replace("\n", "\\n")
+    _red(f"error: {where}: {problem.message}" if where else f"error: {problem.message}")
     if problem.fix:
-        typer.echo(f"  fix: {problem.fix}", err=True)
+        typer.echo(plain(f"  fix: {problem.fix}"), err=True)
+
+
+def plain(text: str) -> str:
+    """Without control characters: what stands in a file is not to command the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _red(text: str) -> None:
-    typer.secho(text, fg="red", err=True, color=_color())
+    typer.secho(plain(text), fg="red", err=True, color=_color())
 
 
 def _color() -> bool | None:

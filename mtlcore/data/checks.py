@@ -37,8 +37,8 @@ def check_recipe(
 
     read = read_recipe(recipe, overrides)
     loaded = read.recipe
-    plugins = PluginManager.load(local=loaded.plugins.load, disable=loaded.plugins.disable)
     with read.locating_errors():
+        plugins = PluginManager.load(local=loaded.plugins.load, disable=loaded.plugins.disable)
         tokenizer = load_tokenizer(loaded)
     report = check_tasks(
         loaded, tokenizer, plugins, tasks=tasks, columns=columns, progress=progress

@@ -38,7 +38,9 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
 
 
 def checked_text(text: str, what: str) -> str:
-    """`text` itself; RowError if it holds half a surrogate pair, which no tokenizer accepts."""
+    """`text` itself; RowError if it holds a NUL or half a surrogate pair: a file misread."""
+    if "\0" in text:
+        raise RowError(f"{what} holds a NUL character at {text.index(chr(0))}: is the file UTF-16?")
     if not text.isascii():
         try:
             text.encode()

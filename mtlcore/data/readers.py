@@ -18,6 +18,8 @@ from mtlcore.data.fields import kind_of
 Row = dict[str, Any]
 
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+MOST_LEVELS = 100
+"""Rows nested deeper are bad: what walks through them is recursive."""
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -38,6 +40,15 @@ class Table:
     columns: tuple[str, ...] | None = None
     """The file's own header; None where each row has its own keys."""
     bad: list[tuple[int, str]] = field(default_factory=list)
+
+    def take(self, value: Any, line: int) -> None:
+        """Note a value of a JSON file: a row if it is one."""
+        if not isinstance(value, dict):
+            self.bad.append((line, f"a JSON object is expected, found {kind_of(value)}"))
+        elif _is_deeper(value, MOST_LEVELS):
+            self.bad.append((line, f"nested more than {MOST_LEVELS} levels deep"))
+        else:
+            self.add(value, line)
 
     def add(self, row: Row, line: int) -> None:
         """Note one good row of a text file."""
@@ -62,10 +73,7 @@ def read_json_lines(data: bytes) -> Table:
         except (ValueError, RecursionError) as error:
             table.bad.append((number, f"unreadable JSON: {error}"))
         else:
-            if isinstance(row, dict):
-                table.add(row, number)
-            else:
-                table.bad.append((number, f"a JSON object is expected, found {kind_of(row)}"))
+            table.take(row, number)
     return table
 
 
@@ -94,10 +102,7 @@ def read_json(data: bytes) -> Table:
             raise DamagedFileError(f"broken JSON: {error.msg}", error.lineno) from None
         except (ValueError, RecursionError) as error:
             raise DamagedFileError(f"unreadable JSON: {error}", line) from None
-        if isinstance(row, dict):
-            table.add(row, line)
-        else:
-            table.bad.append((line, f"a JSON object is expected, found {kind_of(row)}"))
+        table.take(row, line)
         position = _skip_space(text, position)
         more = text[position : position + 1] == ","
         if not more and text[position : position + 1] != "]":
@@ -163,6 +168,14 @@ READERS: dict[str, Callable[[bytes], Table]] = {
     ".parquet": read_parquet,
 }
 """The reader of each file-name ending; all but parquet also with .gz after it."""
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return False
+    return levels == 0 or any(_is_deeper(inner, levels - 1) for inner in value)
 
 
 def _without_bom(data: bytes) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import os
 import re
 import zlib
 from bisect import bisect_right
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SAVED_MARKS = ("dataset_info.json", "state.json", "dataset_dict.json")
+PACKED_RATIO = 200  # texts reach 3 to 20, a file of one row a million times 250 to 1000
+SMALL = 2**26
 KINDS = "jsonl, json, csv, tsv (each also .gz), parquet"
 
 
@@ -157,19 +161,33 @@ def _read_file(path: Path, data: bytes, where: str) -> Table:
             fix=f"give it a known ending: {KINDS}",
         )
     if ending.endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise UserError(
-                f"{path} is cut short or damaged: {error}",
-                where=where,
-                fix="copy or download the file again",
-            ) from None
+        data = _unpacked(path, data, where)
     try:
         return READERS[ending.removesuffix(".gz")](data)
     except DamagedFileError as error:
         place = str(path) if error.line is None else f"{path}:{error.line}"
         raise UserError(f"{place}: {error}", where=where, fix=f"mend the file {path}") from None
+
+
+def _unpacked(path: Path, data: bytes, where: str) -> bytes:
+    """The content of a gz file; one that was made to fill the memory is a UserError."""
+    most = max(PACKED_RATIO * len(data), SMALL)
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            content = stream.read(most + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(
+            f"{path} is cut short or damaged: {error}",
+            where=where,
+            fix="copy or download the file again",
+        ) from None
+    if len(content) > most:
+        raise UserError(
+            f"{path} unpacks to more than {PACKED_RATIO} times its size, which rows do not",
+            where=where,
+            fix="if you trust it, unpack it yourself and name the file that comes out",
+        )
+    return content
 
 
 def _ending(path: Path) -> str:
@@ -210,7 +228,20 @@ def _read_folder(source: SourceRecipe, path: Path, where: str) -> Rows:
 def _listed_files(names: str | list[str], folder: Path, where: str) -> list[Path]:
     found: list[Path] = []
     for name in [names] if isinstance(names, str) else names:
-        matches = sorted(folder.glob(name)) if "*" in name else [folder / name]
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(
+                f"{name!r} is not inside the folder {folder}",
+                where=f"{where}.data_files",
+                fix="name that folder in `path`, or the file itself",
+            )
+        try:
+            matches = sorted(folder.glob(name)) if "*" in name else [folder / name]
+        except ValueError as error:
+            raise UserError(
+                f"{name!r} is no pattern: {error}",
+                where=f"{where}.data_files",
+                fix="write *.jsonl, or **/*.jsonl for folders below",
+            ) from None
         if not matches or not matches[0].is_file():
             raise _missing(folder / name, f"{where}.data_files")
         found += matches
@@ -286,6 +317,12 @@ def _has_near_file(path: Path) -> bool:
 def _missing(path: Path, where: str) -> UserError:
     """The error of a path that is not there, with the nearest name that is."""
     parent = path.parent
+    if path.exists():
+        what = f"{path} is no file with an end, but a pipe, a socket or a device"
+        return UserError(what, where=where, fix="write the rows to a file")
+    if path.is_symlink():
+        what = f"{path} is a link to {os.readlink(path)}, which does not exist"
+        return UserError(what, where=where, fix="mend the link, or name the file itself")
     if parent.is_dir():
         match = nearest(path.name, (child.name for child in parent.iterdir()))
         fix = f"did you mean {parent / match}?" if match else f"folder searched: {parent.resolve()}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtlcore.data.example import RowError
@@ -12,13 +13,16 @@ from mtlcore.data.fields import checked_text
 from mtlcore.data.special import CUT
 from mtlcore.errors import UserError, nearest
 
+LONGEST = 100_000_000
+"""Characters of one text."""
+
 
 class RowTemplate:
     """A template that a recipe gives for one format option.
 
     Each column is a variable; `row` is the whole row, for names such as `row["my column"]`. A name
-    that the row lacks and a null that would be printed as "None" are RowErrors. The sandbox refuses
-    access to Python's internals, because recipes are passed around.
+    that the row lacks, and a null or NaN that would be printed as "None" or "nan", are RowErrors.
+    The sandbox refuses access to Python's internals, because recipes are passed around.
 
     As everywhere in Jinja2, one line end at the template's own end is left out. Raises ValueError
     if the source is not a template.
@@ -26,10 +30,11 @@ class RowTemplate:
 
     def __init__(self, source: str, *, option: str) -> None:
         from jinja2 import StrictUndefined, TemplateSyntaxError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        from mtlcore.data.sandbox import OtherTemplateError, Sandbox
 
         self.option = option
-        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_not_null)
+        environment = Sandbox(undefined=StrictUndefined, finalize=_printable)
         environment.policies["json.dumps_function"] = _json
         try:
             self._template = environment.from_string(source)
@@ -38,13 +43,17 @@ class RowTemplate:
                 f"{option} is not a Jinja2 template (line {error.lineno}: {error.message}); "
                 "write a column as {{ column }}"
             ) from None
+        except OtherTemplateError as error:
+            raise ValueError(f"{option}: {error}; write everything into this one") from None
+        except (SyntaxError, RecursionError) as error:  # of the Python that Jinja2 makes of it
+            raise ValueError(f"{option} is nested too deeply: {error}") from None
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text of one row; RowError if the row does not fit, UserError if no row can."""
         from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
         try:
-            text = self._template.render({"row": row, **row})
+            text = _joined(self._template.generate({"row": row, **row}))
         except SecurityError as error:
             raise UserError(
                 f"the sandbox refuses this template: {error}",
@@ -57,6 +66,14 @@ class RowTemplate:
             nulls = ", ".join(repr(name) for name, value in row.items() if value is None)
             message = f"{self.option} prints a null (null here: {nulls or 'inside a column'})"
             raise RowError(message + "; write {{ name or '' }} if that is meant") from None
+        except _NotFinitePrintedError as error:
+            raise RowError(f"{self.option} prints {error}, which is no number") from None
+        except (RecursionError, MemoryError) as error:
+            raise UserError(
+                f"the template never ends or fills the memory: {type(error).__name__}",
+                where=f"format.{self.option}",
+                fix="a template for a row needs no recursion",
+            ) from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise RowError(f"{self.option} fails: {type(error).__name__}: {error}") from None
         return checked_text(text, self.option)
@@ -66,10 +83,27 @@ class _NullPrintedError(Exception):
     """A null reached the output of a template."""
 
 
-def _not_null(value: Any) -> Any:
+class _NotFinitePrintedError(Exception):
+    """A NaN or an infinity reached the output of a template."""
+
+
+def _printable(value: Any) -> Any:
     if value is None:
         raise _NullPrintedError
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _NotFinitePrintedError(value)
     return value
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    """All pieces of a text, as long as it is none that was made to fill the memory."""
+    found, left = [], LONGEST
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            raise ValueError(f"a text of more than {LONGEST} characters")
+        found.append(piece)
+    return "".join(found)
 
 
 def _json(value: Any, **options: Any) -> str:

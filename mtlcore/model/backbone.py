@@ -41,14 +41,26 @@ def load_backbone(recipe: ModelRecipe, device: torch.device) -> PreTrainedModel:
             trust_remote_code=recipe.trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the model {recipe.name_or_path!r}: {_first_line(error)}",
-            where="model.name_or_path",
-            fix="give a folder made by save_pretrained, or the name of a model on the hub "
-            "that this machine can reach",
-        ) from error
+        raise cannot_load("the model", recipe, error) from error
     loaded: PreTrainedModel = model.to(device)
     return loaded
+
+
+def cannot_load(what: str, recipe: ModelRecipe, error: Exception) -> UserError:
+    """The error of a model, or of its tokenizer, that transformers cannot load."""
+    if "trust_remote_code" in str(error) and not recipe.trust_remote_code:
+        return UserError(
+            f"{recipe.name_or_path!r} comes with Python code of its own, which is not run unasked",
+            where="model.trust_remote_code",
+            fix="read that code; to run it, with all your rights, write "
+            "`model: {trust_remote_code: true}`",
+        )
+    return UserError(
+        f"cannot load {what} {recipe.name_or_path!r}: {_first_line(error)}",
+        where="model.name_or_path",
+        fix="give a folder made by save_pretrained (of model and tokenizer), or the name of a "
+        "model on the hub that this machine can reach",
+    )
 
 
 def _first_line(error: BaseException) -> str:
