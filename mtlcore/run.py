@@ -97,6 +97,11 @@ class Run:
         self.findings: list[Finding] = []  # of the last audit
         self.rows_drawn = [0] * len(self.tasks)
         self.active = [True] * len(self.tasks)  # trained in the stage of now, and not stopped
+        self._load_model()
+        self._describe_tasks()
+
+    def _load_model(self) -> None:
+        recipe = self.recipe
         layout = layout_of(recipe)
         backbone = load_backbone(recipe.model, self.device)
         self.base_fingerprint = fingerprint(backbone)
@@ -111,7 +116,6 @@ class Run:
         )
         broadcast(self.model.adapter_state().values())
         self._prepare_model()
-        self._describe_tasks()
 
     def _create_components(self) -> None:
         made = make_components(self.recipe, self.plugins)

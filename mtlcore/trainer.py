@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from mtlcore import checkpoint
-from mtlcore.data.batches import Batch, collate, deal, plan_rows
+from mtlcore.data.batches import Batch, micro_batches, plan_rows
 from mtlcore.distributed import all_reduce_sum, barrier, is_main, rank, sum_by_name, world_size
 from mtlcore.errors import MtlcoreError, UserError
 from mtlcore.gradients import Direction, Gradients
@@ -147,19 +147,14 @@ class Trainer:
     def next_batches(self) -> list[Batch]:
         """The micro-batches of this step for this rank."""
         run = self.run
-        examples = plan_rows(run, run.step)
-        hands = deal(examples, self.recipe.gradient_accumulation_steps * world_size())
-        index = {task.name: task.index for task in run.tasks}
-        return [
-            collate(
-                hand,
-                [index[example.task] for example in hand],
-                len(run.tasks),
-                flat=run.model.flat,
-                device=run.device,
-            )
-            for hand in hands[rank() :: world_size()]
-        ]
+        return micro_batches(
+            run,
+            plan_rows(run, run.step),
+            flat=run.model.flat,
+            rank=rank(),
+            world_size=world_size(),
+            device=run.device,
+        )
 
     def forward(self, batch: Batch, number: int = 0, share: float = 1.0) -> Outputs:
         """One forward pass; task penalties are added to the loss sums.

@@ -25,6 +25,7 @@ from mtlcore.cli import (
     group,
     ops,
     predict,
+    preview,
     report,
     review,
     schema,
@@ -37,6 +38,7 @@ from mtlcore.errors import MtlcoreError, UserError
 VERBS = {  # in the order of --help; `plugins` has verbs of its own and is mounted when used
     "demo": demo.demo,
     "check": check.check,
+    "preview": preview.preview,
     "train": train.train,
     "adapt": adapt.adapt,
     "evaluate": evaluate.evaluate,

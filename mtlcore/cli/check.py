@@ -10,6 +10,7 @@ import typer
 
 from mtlcore.cli.console import only_results_on_stdout
 from mtlcore.cli.options import AsJson, Overrides, Tasks
+from mtlcore.terminal import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -159,9 +160,4 @@ def _text(text: str, style: str = "") -> Text:
     """Text as it is: no markup is read in it."""
     from rich.text import Text
 
-    return Text(_plain(text), style)
-
-
-def _plain(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return Text(plain(text), style)

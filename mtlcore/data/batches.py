@@ -114,6 +114,30 @@ def collate(
     )
 
 
+def micro_batches(
+    run: Run,
+    examples: Sequence[Example],
+    *,
+    flat: bool,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> list[Batch]:
+    """The micro-batches that one rank makes of the examples of a step."""
+    hands = deal(examples, run.recipe.training.gradient_accumulation_steps * world_size)
+    index = {task.name: task.index for task in run.tasks}
+    return [
+        collate(
+            hand,
+            [index[example.task] for example in hand],
+            len(run.tasks),
+            flat=flat,
+            device=device,
+        )
+        for hand in hands[rank::world_size]
+    ]
+
+
 def plan_rows(run: Run, step: int) -> list[Example]:
     """The examples of one step over all ranks, sorted by task, and the count drawn is noted.
 
