@@ -41,7 +41,7 @@ from mtlcore.model.fingerprint import fingerprint
 from mtlcore.model.heads import TaskFacts
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
-from mtlcore.recipe import GenerationRecipe, Recipe
+from mtlcore.recipe import GenerationRecipe, ModelRecipe, Recipe
 from mtlcore.recipe_components import check_components, make_components
 from mtlcore.start import frozen_tasks
 from mtlcore.versions import versions
@@ -552,7 +552,11 @@ def _generation_options(base: GenerationRecipe, options: Mapping[str, Any]) -> G
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model of a recipe."""
-    model = recipe.model
+    return tokenizer_of(recipe.model)
+
+
+def tokenizer_of(model: ModelRecipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a model; UserError if it cannot be loaded."""
     folder = Path(model.name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(

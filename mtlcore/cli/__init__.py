@@ -23,6 +23,7 @@ from mtlcore.cli import (
     export,
     generate,
     group,
+    init,
     ops,
     predict,
     preview,
@@ -37,6 +38,7 @@ from mtlcore.errors import MtlcoreError, UserError
 
 VERBS = {  # in the order of --help; `plugins` has verbs of its own and is mounted when used
     "demo": demo.demo,
+    "init": init.init,
     "check": check.check,
     "preview": preview.preview,
     "train": train.train,

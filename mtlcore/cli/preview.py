@@ -122,7 +122,7 @@ def option_lines(row: RowPreview) -> list[str]:
     """The answers to choose from, one a line; the right one has an x."""
     lines = []
     for option in row.options:
-        tokens = f" ({option.tokens} tokens)" if option.tokens else ""
+        tokens = f" ({option.tokens} token{'s' * (option.tokens != 1)})" if option.tokens else ""
         lines.append(f"  [{'x' if option.right else ' '}] {_spelled(option.text)}{tokens}")
     return lines
 
