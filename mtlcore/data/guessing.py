@@ -17,8 +17,8 @@ FILLED = 0.9
 """A column of texts has one in so many of the rows."""
 ABOUT_ROWS = (
     "id", "idx", "index", "uuid", "guid", "key", "source", "url", "uri", "link", "split", "date",
-    "time", "timestamp", "created", "lang", "language", "author", "user", "username", "license",
-    "file", "filename", "path", "version",
+    "year", "time", "timestamp", "created", "lang", "language", "author", "user", "username",
+    "license", "file", "filename", "path", "version",
 )  # fmt: skip
 """Columns that say where a row comes from, not what it says."""
 KEYWORDS = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtlcore.components import Format, FormatGuess
 from mtlcore.data.example import IGNORED, RowError
+from mtlcore.data.fields import kind_of
 from mtlcore.data.lengths import needed_length
 from mtlcore.data.loader import Part, TaskLoader
 from mtlcore.data.sources import load_rows
@@ -40,6 +41,8 @@ class Trial:
     """Tokens of each row that could be read."""
     answers: list[int] = field(default_factory=list)
     """Tokens of each answer that is generated."""
+    columns: list[str] = field(default_factory=list)
+    """The columns of the file that the format asks for."""
     problem: str = ""
     """Why the first bad row is bad."""
 
@@ -101,8 +104,9 @@ class Guesser:
             found.split = held_out(files, len(read["train"]))
         else:
             why = [f"as {trial.format}: {trial.problem}" for trial in trials]
-            columns = ", ".join(map(repr, found.columns))
-            found.problem = f"no format reads its columns {columns}"
+            first = read["train"][0]
+            kinds = [f"{name!r} ({kind_of(first.get(name))})" for name in found.columns]
+            found.problem = f"no format reads its columns {', '.join(kinds)}"
             found.problem += f" ({'; '.join(why)})" if why else ""
         return found
 
@@ -123,6 +127,7 @@ class Guesser:
         except UserError as error:
             trial.problem = error.problem.message
             return trial
+        trial.columns = [trial.guess.columns.get(c, c) for c in loader.format.columns]
         for rows in read.values():
             for number in spread(range(len(rows)), TRIED):
                 trial.tried += 1

@@ -125,6 +125,9 @@ def _task(plan: Plan, task: TaskGuess) -> Iterator[str]:
             f"    columns: {yaml_value(best.guess.columns)}"
             "  # the format's name of a column: the name in the file"
         )
+    written = str(best.guess.options)
+    if more := [c for c in task.columns if c not in best.columns and c not in written]:
+        yield f"    # other columns: {_comment(', '.join(more))}"
     for other in task.others:
         yield f"    # or {_comment(_short(other))}: {_comment(other.guess.why)}"
     yield from _scores(best)

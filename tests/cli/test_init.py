@@ -93,6 +93,31 @@ KINDS: dict[str, tuple[Rows, str, dict[str, Any], dict[str, str]]] = {
         {},
         {"prompt": "erstens", "completion": "zweitens"},
     ),
+    "an object of two languages": (
+        rows_of(lambda i, text: {"translation": {"de": text, "en": text[::-1]}}),
+        "prompt_completion",
+        {
+            "template": "Translate to English: {{ row['translation']['de'] }}\nEnglish:",
+            "completion_template": "{{ row['translation']['en'] }}",
+        },
+        {},
+    ),
+    "answers of a reading test": (
+        rows_of(
+            lambda i, text: {
+                "id": f"{i}",
+                "context": text,
+                "question": text[4:],
+                "answers": {"text": [f"{i}", "no"], "answer_start": [i, 0]},
+            }
+        ),
+        "prompt_completion",
+        {
+            "template": "Context: {{ context }}\nQuestion: {{ question }}\nAnswer:",
+            "completion_template": "{{ row['answers']['text'][0] }}",
+        },
+        {},
+    ),
     "choices in a list": (
         rows_of(lambda i, text: {"question": text, "choices": ["a b", "c"], "answer": i % 2}),
         "multiple_choice",
@@ -417,7 +442,7 @@ def test_what_no_format_reads_is_an_error_that_says_why(cli: CommandLine, here: 
     write_jsonl(here / "empty.jsonl", [])
     code, _, err = cli("init", "r.jsonl", "empty.jsonl")
     assert code == 2
-    assert "r.jsonl: no format reads its columns 'x', 'y'" in err
+    assert "r.jsonl: no format reads its columns 'x' (the number 1.5), 'y' (an object)" in err
     assert "empty.jsonl has no row" in err
     assert not (here / "recipe.yaml").exists()
 
@@ -493,3 +518,27 @@ def test_a_model_that_cannot_read_the_rows_or_is_not_there_is_an_error(
     code, _, err = cli("init", "chat.jsonl", "--model", "./nowhere")
     assert (code, "there is no folder ./nowhere" in err) == (2, True)
     assert not (here / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"sentence1": "a b", "sentence2": "b a", "label": 0.37},
+        {"question": "a b", "choices": {"text": ["a", "b"]}, "answerKey": "A"},
+        {"conversations": [{"from": "human", "value": "a b"}]},
+    ],
+)
+def test_a_guess_that_would_pass_over_the_answer_is_not_made(
+    cli: CommandLine, here: Path, row: dict[str, Any]
+) -> None:
+    values = [{**row, "label": row["label"] + i} if "label" in row else row for i in range(40)]
+    write_jsonl(here / "r.jsonl", values)
+    code, _, err = cli("init", "r.jsonl")
+    assert (code, "no format reads its columns" in err) == (2, True)
+
+
+def test_columns_that_are_not_read_are_named(cli: CommandLine, here: Path, model: Path) -> None:
+    rows = [{"id": i, **row} for i, row in enumerate(KINDS["text and label"][0])]
+    write_jsonl(here / "r.jsonl", rows)
+    assert cli("init", "r.jsonl", "--model", model)[0] == 0
+    assert "# other columns: id\n" in (here / "recipe.yaml").read_text(encoding="utf-8")
