@@ -319,6 +319,22 @@ class Evaluator(Component):
         return {self.name: float(self.score(predictions))}
 
 
+@dataclass(frozen=True)
+class FormatGuess:
+    """A way to read rows that nobody has described: what `mtlcore init` writes of a task.
+
+    score: how likely it is, from 0 to 1; the guesses of all formats are compared.
+    why: what it goes by, for the reader of the recipe.
+    options, columns, metrics: those keys of the task.
+    """
+
+    score: float
+    why: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    metrics: Sequence[str] = ()
+
+
 class Format(Component):
     """Turns a raw row into an `Example`: implement `example`, and `question` for new rows."""
 
@@ -341,6 +357,21 @@ class Format(Component):
         from mtlcore.data.example import without_answer
 
         return without_answer(self.example(row, task=task, index=index, tokenizer=tokenizer))
+
+    @classmethod
+    def guess(cls, rows: Sequence[Mapping[str, Any]]) -> FormatGuess | None:
+        """How it would read these rows of a file; None if it cannot.
+
+        This default reads them as they are, if they have all of its columns.
+        """
+        try:
+            needed = cls().columns
+        except TypeError:  # an option without a default: nothing to guess it from
+            return None
+        found = {name for row in rows for name in row}
+        if not needed or not found.issuperset(needed):
+            return None
+        return FormatGuess(0.5, f"columns {', '.join(map(repr, needed))}")
 
     @property
     def reads_train_rows(self) -> bool:

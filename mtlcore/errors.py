@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class MtlcoreError(Exception):
@@ -68,3 +69,11 @@ def require_tasks(names: Iterable[str], known: Collection[str], where: str = "")
             raise UserError(
                 f"the recipe has no task {name!r}", where=where, fix=did_you_mean(name, known)
             )
+
+
+def require_free(path: Path, overwrite: bool) -> None:
+    """Refuse to write over a file unless told to."""
+    if path.exists() and not overwrite:
+        raise UserError(
+            f"{path} exists already", fix="give another file with --out, or add --force"
+        )

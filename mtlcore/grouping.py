@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from mtlcore.errors import UserError
+from mtlcore.errors import UserError, require_free
 from mtlcore.recipe_file import read_recipe
 from mtlcore.run import RECIPE
 
@@ -257,14 +257,6 @@ def write_plan(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(header + stream.getvalue(), encoding="utf-8")
     return part
-
-
-def require_free(path: Path, overwrite: bool) -> None:
-    """Refuse to write over a file unless told to."""
-    if path.exists() and not overwrite:
-        raise UserError(
-            f"{path} exists already", fix="give another file with --out, or add --force"
-        )
 
 
 def _within(means: dict[str, float | None]) -> str:

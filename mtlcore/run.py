@@ -42,7 +42,7 @@ from mtlcore.model.fingerprint import fingerprint
 from mtlcore.model.heads import TaskFacts
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
-from mtlcore.recipe import GenerationRecipe, Recipe
+from mtlcore.recipe import GenerationRecipe, ModelRecipe, Recipe
 from mtlcore.recipe_checks import SAFE_NAME
 from mtlcore.recipe_components import check_components, make_components
 from mtlcore.run_lock import RunLock
@@ -120,6 +120,11 @@ class Run:
         self.findings: list[Finding] = []  # of the last audit
         self.rows_drawn = [0] * len(self.tasks)
         self.active = [True] * len(self.tasks)  # trained in the stage of now, and not stopped
+        self._load_model()
+        self._describe_tasks()
+
+    def _load_model(self) -> None:
+        recipe = self.recipe
         layout = layout_of(recipe)
         backbone = load_backbone(recipe.model, self.device)
         self.base_fingerprint = fingerprint(backbone)
@@ -134,7 +139,6 @@ class Run:
         )
         broadcast(self.model.adapter_state().values())
         self._prepare_model()
-        self._describe_tasks()
 
     def create_components(self) -> None:
         """Make the components that the recipe names, and register their hooks in `plugins`."""
@@ -576,7 +580,11 @@ def _generation_options(base: GenerationRecipe, options: Mapping[str, Any]) -> G
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model of a recipe."""
-    model = recipe.model
+    return tokenizer_of(recipe.model)
+
+
+def tokenizer_of(model: ModelRecipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a model; UserError if it cannot be loaded."""
     folder = Path(model.name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(

@@ -187,6 +187,13 @@ def _copy_own(run: Run, source: Task, target: Task) -> None:
     run.model.load_adapter_state({**state, **theirs})
 
 
+def carry_over(run: Run) -> None:
+    """Give the components of a new run what those of its start run remembered, and no weights."""
+    start = run.recipe.start
+    assert start is not None
+    _carry_over(run, _start_run(Path(start.run), start)[1])
+
+
 def _carry_over(run: Run, place: Path) -> None:
     """Components that outlive a run get what those of the same kind and name remembered."""
     states: dict[tuple[str, str], dict[str, Any]] = {}

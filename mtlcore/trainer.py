@@ -17,7 +17,7 @@ from transformers import get_scheduler
 
 from mtlcore import checkpoint
 from mtlcore.checkpoint_writer import CheckpointWriter
-from mtlcore.data.batches import Batch, collate, deal, plan_rows
+from mtlcore.data.batches import Batch, micro_batches, plan_rows
 from mtlcore.distributed import (
     all_reduce_sum,
     any_process,
@@ -174,18 +174,14 @@ class Trainer:
     def micro_batches(self, rows: Sequence[Example]) -> list[Batch]:
         """This rank's share of the rows of a step."""
         run = self.run
-        hands = deal(rows, self.recipe.gradient_accumulation_steps * world_size())
-        index = {task.name: task.index for task in run.tasks}
-        return [
-            collate(
-                hand,
-                [index[example.task] for example in hand],
-                len(run.tasks),
-                flat=run.model.flat,
-                device=run.device,
-            )
-            for hand in hands[rank() :: world_size()]
-        ]
+        return micro_batches(
+            run,
+            rows,
+            flat=run.model.flat,
+            rank=rank(),
+            world_size=world_size(),
+            device=run.device,
+        )
 
     def forward(self, batch: Batch, number: int = 0, share: float = 1.0) -> Outputs:
         """One forward pass; task penalties are added to the loss sums, if these are finite.

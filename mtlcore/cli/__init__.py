@@ -23,8 +23,10 @@ from mtlcore.cli import (
     export,
     generate,
     group,
+    init,
     ops,
     predict,
+    preview,
     report,
     review,
     schema,
@@ -36,7 +38,9 @@ from mtlcore.errors import MtlcoreError, UserError
 
 VERBS = {  # in the order of --help; `plugins` has verbs of its own and is mounted when used
     "demo": demo.demo,
+    "init": init.init,
     "check": check.check,
+    "preview": preview.preview,
     "train": train.train,
     "adapt": adapt.adapt,
     "evaluate": evaluate.evaluate,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mtlcore.cli.console import only_results_on_stdout, plain
+from mtlcore.cli.console import only_results_on_stdout
 from mtlcore.cli.options import AsJson, Overrides, Tasks
+from mtlcore.terminal import plain
 
 if TYPE_CHECKING:
     from rich.table import Table

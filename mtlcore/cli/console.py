@@ -10,6 +10,7 @@ from typing import TextIO
 import typer
 
 from mtlcore.errors import MtlcoreError, Problem, RecipeError, UserError
+from mtlcore.terminal import plain
 
 
 def print_error(error: MtlcoreError) -> None:
@@ -46,11 +47,6 @@ def _print_problem(problem: Problem) -> None:
     _red(f"error: {where}: {problem.message}" if where else f"error: {problem.message}")
     if problem.fix:
         typer.echo(plain(f"  fix: {problem.fix}"), err=True)
-
-
-def plain(text: str) -> str:
-    """Without control characters: what stands in a file is not to command the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _red(text: str) -> None:

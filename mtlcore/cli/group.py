@@ -10,6 +10,7 @@ import typer
 
 from mtlcore.cli.console import only_results_on_stdout, warn
 from mtlcore.cli.options import AsJson
+from mtlcore.errors import UserError, require_free
 
 if TYPE_CHECKING:
     from mtlcore.grouping import Grouping
@@ -37,7 +38,7 @@ def group(
 
     path = run / grouping.PLAN if out is None else out
     with only_results_on_stdout():
-        grouping.require_free(path, force)
+        require_free(path, force)
         found = grouping.group(run, count)
         part = grouping.write_plan(run, found, path, rank=rank, overwrite=force)
     for note in found.notes:
@@ -51,8 +52,6 @@ def group(
 
 
 def _count(groups: str) -> int | None:
-    from mtlcore.errors import UserError
-
     if groups == "auto":
         return None
     try:

@@ -114,6 +114,30 @@ def collate(
     )
 
 
+def micro_batches(
+    run: Run,
+    examples: Sequence[Example],
+    *,
+    flat: bool,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> list[Batch]:
+    """The micro-batches that one rank makes of the examples of a step."""
+    hands = deal(examples, run.recipe.training.gradient_accumulation_steps * world_size)
+    index = {task.name: task.index for task in run.tasks}
+    return [
+        collate(
+            hand,
+            [index[example.task] for example in hand],
+            len(run.tasks),
+            flat=flat,
+            device=device,
+        )
+        for hand in hands[rank::world_size]
+    ]
+
+
 def draw_rows(run: Run, step: int) -> list[list[int]]:
     """The row ids of each task [T] for one step over all ranks; the draw is noted in the run."""
     counts = run.plugins.hook.mtlcore_plan_step(run=run, step=step)

@@ -36,7 +36,14 @@ def fit(
         return None
     if not example.prompt_length:
         return _cut_end(example, max_length)
-    return _cut_prompt(example, excess, tokenizer)
+    return _cut_prompt(example, excess, cut_place(example, max_length, tokenizer), tokenizer)
+
+
+def cut_place(example: Example, max_length: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The first token that `fit` takes away when it truncates: behind a bos, or at the end."""
+    if not example.prompt_length:
+        return max_length
+    return int(example.input_ids[0] == tokenizer.bos_token_id)
 
 
 def _cut_end(example: Example, max_length: int) -> Example | None:
@@ -48,9 +55,8 @@ def _cut_end(example: Example, max_length: int) -> Example | None:
 
 
 def _cut_prompt(
-    example: Example, excess: int, tokenizer: PreTrainedTokenizerBase
+    example: Example, excess: int, kept: int, tokenizer: PreTrainedTokenizerBase
 ) -> Example | None:
-    kept = int(example.input_ids[0] == tokenizer.bos_token_id)
     if example.prompt_length - kept - excess < 1:
         return None
     ids = example.input_ids[:kept] + example.input_ids[kept + excess :]

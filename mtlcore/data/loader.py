@@ -70,6 +70,11 @@ class TaskLoader:
 
     def load(self, splits: Sequence[str]) -> dict[str, Split]:
         """The examples of the splits asked for, as far as the task has them."""
+        parts = self.parts(splits)
+        return {name: self._split(name, part) for name, part in parts.items() if name in splits}
+
+    def parts(self, splits: Sequence[str]) -> dict[str, Part]:
+        """The rows of train and the splits asked for, seen by the format; no example is made."""
         leakage = self.recipe.cleaning.leakage == "drop"
         # Which train rows stay must not depend on the splits that are asked for.
         wanted = SPLITS if leakage else ("train", *splits)
@@ -80,7 +85,7 @@ class TaskLoader:
         }
         parts = self.divide(sources)
         self.prepare(parts["train"])
-        return {name: self._split(name, part) for name, part in parts.items() if name in splits}
+        return parts
 
     def sources(self) -> dict[str, SourceRecipe]:
         """The files that the recipe names, by split."""

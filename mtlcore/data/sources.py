@@ -115,7 +115,7 @@ def load_rows(source: SourceRecipe, task: str, where: str) -> Rows:
             where=where,
             fix="download the file and name it here",
         )
-    looks_local = path.is_absolute() or source.path.startswith((".", "~")) or _ending(path)
+    looks_local = path.is_absolute() or source.path.startswith((".", "~")) or file_ending(path)
     # `rows.jsnl` beside rows.jsonl is a misspelt file, and the hub need not be asked for it.
     near = bool(path.suffix) and _has_near_file(path)
     if looks_local or near or not HUB_NAME.fullmatch(source.path):
@@ -153,7 +153,7 @@ def _read_files(paths: Sequence[Path], name: str, where: str) -> Rows:
 
 
 def _read_file(path: Path, data: bytes, where: str) -> Table:
-    ending = _ending(path)
+    ending = file_ending(path)
     if not ending:
         raise UserError(
             f"cannot tell what kind of file {path} is",
@@ -190,7 +190,7 @@ def _unpacked(path: Path, data: bytes, where: str) -> bytes:
     return content
 
 
-def _ending(path: Path) -> str:
+def file_ending(path: Path) -> str:
     """The known ending of a file name, e.g. ".jsonl.gz"; empty if there is none."""
     name = path.name.lower()
     for ending in READERS:
@@ -206,7 +206,7 @@ def _read_folder(source: SourceRecipe, path: Path, where: str) -> Rows:
         _refuse_hub_options(source, ("split",), where)
         return _read_files(_listed_files(source.data_files, path, where), str(path), where)
     if not any((path / mark).is_file() for mark in SAVED_MARKS):
-        files = sorted(child.name for child in path.iterdir() if _ending(child))
+        files = sorted(child.name for child in path.iterdir() if file_ending(child))
         raise UserError(
             f"{path} is a folder, but not one written by save_to_disk of `datasets`",
             where=where,
@@ -311,7 +311,7 @@ def _refuse_hub_options(source: SourceRecipe, options: Sequence[str], where: str
 
 def _has_near_file(path: Path) -> bool:
     names = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
-    return any(_ending(Path(name)) and nearest(path.name, [name]) for name in names)
+    return any(file_ending(Path(name)) and nearest(path.name, [name]) for name in names)
 
 
 def _missing(path: Path, where: str) -> UserError:

@@ -64,6 +64,13 @@ def uncut(text: str) -> str:
 
 
 @lru_cache(maxsize=8)
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of all special tokens, those that were added to the tokenizer too."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset({*tokenizer.all_special_ids, *added})
+
+
+@lru_cache(maxsize=8)
 def _starts(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     """Finds the first character of every special token, also of those that overlap."""
     added = tokenizer.added_tokens_decoder.values()

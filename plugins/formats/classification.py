@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mtlcore.components import Format
+from mtlcore.components import Format, FormatGuess
 from mtlcore.data.example import IGNORED, Example, RowError
 from mtlcore.data.fields import kind_of, text_of, value_of
+from mtlcore.data.guessing import (
+    ABOUT_ROWS,
+    MANY,
+    Columns,
+    lines_template,
+    plain_name,
+    quoted,
+)
 from mtlcore.data.special import cut_special, uncut
 from mtlcore.data.template import RowTemplate
 from mtlcore.data.tokens import encode_plain, encode_prompt, eos_id, join_space
 from mtlcore.errors import UserError, did_you_mean
 
 OptionIds = tuple[tuple[int, ...], ...]
+
+LABELS = ("label", "labels", "class", "category", "sentiment", "intent", "topic", "emotion")
+MOST_LABELS = 20
+"""A label set that is guessed, and that is written into a recipe."""
 
 
 class Classification(Format):
@@ -53,6 +65,34 @@ class Classification(Format):
             )
             self._set({label_key(value): label_key(word) for value, word in pairs}, len(labels))
         self._option_ids: dict[tuple[int, str], OptionIds] = {}
+
+    @classmethod
+    def guess(cls, rows: Sequence[Mapping[str, Any]]) -> FormatGuess | None:
+        """A column of labels, by its name or because its few values come again and again."""
+        columns = Columns(rows)
+        label, score = _label_column(columns)
+        texts = columns.various(but=[label])
+        if not label or not texts:
+            return None
+        text = columns.named(["text"], texts) or texts[0]
+        options: dict[str, Any] = {}
+        words = sorted({label_key(value) for value in columns.values[label]}, key=_numbers_by_size)
+        if len(words) <= MOST_LABELS:
+            options["labels"] = words
+        mapped = {"text": text, "label": label}
+        read = [text]
+        if text.casefold() != "text" and 1 < len(texts) <= 3:
+            read = texts
+            options["template"] = lines_template(texts, label)
+            del mapped["text"]
+        return FormatGuess(
+            score - 0.05 * (len(texts) > 1),
+            f"{quoted(label)} has {len(words)} values for {len(rows)} rows; the text is "
+            f"{quoted(*read)}",
+            options,
+            {name: column for name, column in mapped.items() if name != column},
+            ("accuracy", "macro_f1"),
+        )
 
     def prepare(self, rows: Sequence[dict[str, Any]]) -> None:
         """Collect the label set from the train rows, unless the recipe gives it."""
@@ -155,6 +195,30 @@ class Classification(Format):
         options = tuple((*option, eos_id(tokenizer)) if starts else option for option in ids)
         self._option_ids[id(tokenizer), space] = options
         return options
+
+
+def _label_column(columns: Columns) -> tuple[str, float]:
+    """The column of the labels and how sure that is; "" if there is none."""
+    named = columns.named(LABELS)
+    if named is not None and _few(columns, named) <= max(MOST_LABELS, columns.rows // 4):
+        return named, 0.95
+    various = columns.various()
+    for column, values in columns.values.items():
+        again = columns.rows / _few(columns, column)
+        if plain_name(column) in ABOUT_ROWS or column in various or len(values) < columns.rows:
+            continue
+        if again >= 3:
+            return column, 0.75 if again >= MANY else 0.55
+    return "", 0.0
+
+
+def _few(columns: Columns, column: str) -> float:
+    """How many labels a column would have; infinite if its values cannot be labels."""
+    values = columns.values[column]
+    if not all(is_label(value) and len(str(value)) <= 60 for value in values):
+        return float("inf")
+    found = len({label_key(value) for value in values} - {""})
+    return found if found >= 2 else float("inf")
 
 
 def is_label(value: object) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from mtlcore.components import Format
+from mtlcore.components import Format, FormatGuess
 from mtlcore.data.example import IGNORED, Example, RowError
 from mtlcore.data.fields import checked_text, kind_of, value_of
+from mtlcore.data.guessing import Columns, quoted
 from mtlcore.data.tokens import encode_start, eos_id
 from mtlcore.errors import UserError, did_you_mean
 
@@ -33,6 +34,19 @@ class Messages(Format):
 
     def __init__(self, *, train_on: Literal["last", "all"] = "all") -> None:
         self.train_on = train_on
+
+    @classmethod
+    def guess(cls, rows: Sequence[Mapping[str, Any]]) -> FormatGuess | None:
+        """A column of lists of {role, content}."""
+        for column, values in Columns(rows).values.items():
+            if all(_looks_like_messages(value) for value in values):
+                return FormatGuess(
+                    1.0,
+                    f"{quoted(column)} holds lists of role and content",
+                    columns={} if column in cls.columns else {"messages": column},
+                    metrics=("rouge_l",),
+                )
+        return None
 
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one conversation."""
@@ -95,6 +109,12 @@ class Messages(Format):
         target = messages[-1]["content"]
         labels[0] = IGNORED
         return Example(task, index, prompt, target, tuple(ids), tuple(labels), start, fields=row)
+
+
+def _looks_like_messages(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value
+    )
 
 
 def require_template(tokenizer: Any, task: str) -> None:

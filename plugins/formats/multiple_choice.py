@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mtlcore.components import Format
+from mtlcore.components import Format, FormatGuess
 from mtlcore.data.example import IGNORED, Example, RowError
 from mtlcore.data.fields import checked_text, kind_of, text_of, value_of
+from mtlcore.data.guessing import Columns, lines_template, quoted
 from mtlcore.data.template import RowTemplate
 from mtlcore.data.tokens import (
     encode_pair,
@@ -16,6 +18,12 @@ from mtlcore.data.tokens import (
     encode_prompt,
     encode_question,
     join_space,
+)
+
+LISTS = ("options", "choices", "candidates", "answers", "endings", "alternatives")
+LABELS = ("label", "answer", "correct", "gold", "answer_index", "correct_answer", "target")
+NUMBERED = re.compile(
+    r"(option|choice|answer|ending|solution|sol|candidate|alternative)?([a-h]|\d)"
 )
 
 
@@ -53,6 +61,30 @@ class MultipleChoice(Format):
         self._names = options
         self._template = template and RowTemplate(template, option="template")
         self._calibration = calibration and RowTemplate(calibration, option="calibration")
+
+    @classmethod
+    def guess(cls, rows: Sequence[Mapping[str, Any]]) -> FormatGuess | None:
+        """A list of answers, or a column for each, and a column that says which is right."""
+        columns = Columns(rows)
+        answers = _answer_columns(columns)
+        label = _label_of(rows, columns, answers)
+        texts = columns.various(but=[*answers, label])
+        if not answers or not label or not texts:
+            return None
+        one_list = len(answers) == 1
+        options: dict[str, Any] = {} if one_list else {"options": answers}
+        mapped = {"label": label} | ({"options": answers[0]} if one_list else {})
+        if len(texts) == 1:
+            mapped["prompt"] = texts[0]
+        else:
+            options["template"] = lines_template(texts, "answer")
+        return FormatGuess(
+            0.97,
+            f"{quoted(label)} names one of the answers in {quoted(*answers)}",
+            options,
+            {name: column for name, column in mapped.items() if name != column},
+            ("accuracy",),
+        )
 
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of the question with its right answer, and of every answer."""
@@ -116,3 +148,48 @@ class MultipleChoice(Format):
             + (f", one of {self._names}," if self._names else "")
             + " or the answer's text"
         )
+
+
+def _answer_columns(columns: Columns) -> list[str]:
+    """The column with lists of answers, or those with one answer each; empty if there are none."""
+    lists = [
+        column
+        for column, values in columns.values.items()
+        if all(isinstance(value, list) and _are_answers(value) for value in values)
+    ]
+    if lists:
+        return [columns.named(LISTS, lists) or lists[0]]
+    named = columns.named(LABELS)
+    told = {value for value in columns.values[named] if isinstance(value, str)} if named else set()
+    if len(told) >= 2 and told <= {*columns.texts}:
+        return [column for column in columns.texts if column in told]
+    numbered: dict[str | None, list[str]] = {}
+    for column in columns.texts:
+        if found := NUMBERED.fullmatch(re.sub(r"[\W_]+", "", column.casefold())):
+            numbered.setdefault(found[1], []).append(column)
+    return max((group for group in numbered.values() if len(group) > 1), key=len, default=[])
+
+
+def _are_answers(value: Sequence[object]) -> bool:
+    return len(value) >= 2 and all(isinstance(answer, str) for answer in value)
+
+
+def _label_of(rows: Sequence[Mapping[str, Any]], columns: Columns, answers: Sequence[str]) -> str:
+    """The column whose values all name an answer of their row; "" if there is none."""
+    fitting = [
+        column
+        for column in columns.values
+        if answers
+        and column not in answers
+        and all(_names_an_answer(row, row.get(column), answers) for row in rows)
+    ]
+    return columns.named(LABELS, fitting) or (fitting[0] if fitting else "")
+
+
+def _names_an_answer(row: Mapping[str, Any], value: object, answers: Sequence[str]) -> bool:
+    texts = row.get(answers[0]) if len(answers) == 1 else [row.get(name) for name in answers]
+    if not isinstance(texts, list):
+        return False
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 0 <= value < len(texts)
+    return value in texts or (len(answers) > 1 and value in answers)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtlcore.components import Format
+from mtlcore.components import Format, FormatGuess
 from mtlcore.data.example import IGNORED, Example, RowError
 from mtlcore.data.fields import text_of
+from mtlcore.data.guessing import Columns, quoted
 from mtlcore.data.tokens import encode_prompt, eos_id
+
+NAMES = ("text", "content", "document", "body", "article", "story", "code", "passage", "sentence")
 
 
 class Text(Format):
@@ -19,6 +23,23 @@ class Text(Format):
 
     name = "text"
     columns: ClassVar[dict[str, str]] = {"text": "the text to learn"}
+
+    @classmethod
+    def guess(cls, rows: Sequence[Mapping[str, Any]]) -> FormatGuess | None:
+        """The only column of texts, or the one that is called so."""
+        columns = Columns(rows)
+        column = columns.named(NAMES, columns.texts)
+        if column is None and len(columns.texts) == 1:
+            column = columns.texts[0]
+        if column is None:
+            return None
+        alone = len(columns.texts) == 1
+        return FormatGuess(
+            0.45 if alone else 0.3,
+            f"{quoted(column)} is {'the only' if alone else 'a'} column of texts; all of it is "
+            "learned",
+            columns={} if column in cls.columns else {"text": column},
+        )
 
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one row."""

@@ -1,0 +1,1 @@
+"""What the model gets to see: rows as tokens, and the batches of a step."""
