@@ -26,22 +26,26 @@ SPACE = re.compile(r"[ \t\n\r]*")
 class DamagedFileError(Exception):
     """The file as a whole cannot be read; `line` where that is known (from 1)."""
 
-    def __init__(self, message: str, line: int | None = None) -> None:
+    def __init__(self, message: str, line: int | str | None = None) -> None:
         super().__init__(message)
         self.line = line
 
 
 @dataclass
 class Table:
-    """What a reader found: rows, the line each begins on (text files), lines that are no row."""
+    """What a reader found: rows, where each begins (text files), places that hold no row.
+
+    A place is a line from 1; in a JSON list "line, row" with the row from 0, as a list may stand on
+    one line.
+    """
 
     rows: list[Row] = field(default_factory=list)
-    lines: list[int] | None = field(default_factory=list)
+    lines: list[int | str] | None = field(default_factory=list)
     columns: tuple[str, ...] | None = None
     """The file's own header; None where each row has its own keys."""
-    bad: list[tuple[int, str]] = field(default_factory=list)
+    bad: list[tuple[int | str, str]] = field(default_factory=list)
 
-    def take(self, value: Any, line: int) -> None:
+    def take(self, value: Any, line: int | str) -> None:
         """Note a value of a JSON file: a row if it is one."""
         if not isinstance(value, dict):
             self.bad.append((line, f"a JSON object is expected, found {kind_of(value)}"))
@@ -50,7 +54,7 @@ class Table:
         else:
             self.add(value, line)
 
-    def add(self, row: Row, line: int) -> None:
+    def add(self, row: Row, line: int | str) -> None:
         """Note one good row of a text file."""
         assert self.lines is not None
         self.rows.append(row)
@@ -89,7 +93,7 @@ def read_json(data: bytes) -> Table:
         return table
     text, table, decoder = _decode(data), Table(), json.JSONDecoder()
     position, line = text.index("[") + 1, 1
-    start = 0
+    start = element = 0
     position = _skip_space(text, position)
     more = text[position : position + 1] != "]"
     while more:
@@ -102,7 +106,8 @@ def read_json(data: bytes) -> Table:
             raise DamagedFileError(f"broken JSON: {error.msg}", error.lineno) from None
         except (ValueError, RecursionError) as error:
             raise DamagedFileError(f"unreadable JSON: {error}", line) from None
-        table.take(row, line)
+        table.take(row, f"{line}, row {element}")
+        element += 1
         position = _skip_space(text, position)
         more = text[position : position + 1] == ","
         if not more and text[position : position + 1] != "]":

@@ -133,7 +133,12 @@ def _gain_words(files: RunFiles) -> str:
 
 def _list(group: list[Gain]) -> str:
     return ", ".join(
-        gain.task + (f" ({percent(gain.percent, signed=True)})" if gain.percent is not None else "")
+        gain.task
+        + (
+            f" ({gain.metric} {percent(gain.percent, signed=True)})"
+            if gain.percent is not None
+            else ""
+        )
         for gain in group
     )
 

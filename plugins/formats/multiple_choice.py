@@ -125,8 +125,10 @@ class MultipleChoice(Format):
             found = [text_of(row, name) for name in self._names]
         else:
             found = value_of(row, "options")
-        if not isinstance(found, Sequence) or isinstance(found, str) or len(found) < 2:
-            raise RowError(f"column 'options' must be a list of 2 or more, found {kind_of(found)}")
+        is_list = isinstance(found, Sequence) and not isinstance(found, str)
+        if not is_list or len(found) < 2:
+            what = f"{len(found)}" if is_list else kind_of(found)
+            raise RowError(f"column 'options' must be a list of 2 or more, found {what}")
         for number, option in enumerate(found):
             if not isinstance(option, str) or not option.strip():
                 raise RowError(f"answer {number} must be a text, found {kind_of(option)}")

@@ -74,7 +74,11 @@ def test_places_are_lines_of_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", b"\n" + LINES.replace(b"\n", b"\n\n"))
     assert [read(path).line(i) for i in range(3)] == [f"{path}:{line}" for line in (2, 4, 6)]
     path = written(tmp_path, "a.json", json.dumps(ROWS, indent=1).encode())
-    assert [read(path).line(i) for i in range(3)] == [f"{path}:{line}" for line in (2, 6, 10)]
+    places = [f"{path}:{line}, row {row}" for row, line in enumerate((2, 6, 10))]
+    assert [read(path).line(i) for i in range(3)] == places
+    path = written(tmp_path, "a.json", b'[{"a": 1}, 2, {"a": 3}]')  # on one line
+    assert read(path).line(1) == f"{path}:1, row 2"
+    assert read(path).bad == [f"{path}:1, row 1: a JSON object is expected, found the number 2"]
 
 
 def test_parquet_and_saved_folders(tmp_path: Path) -> None:

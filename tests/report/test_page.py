@@ -164,7 +164,7 @@ def test_the_verdict_tells_scores_gains_and_failed_audits(whole: Path) -> None:
     text = Page(render(whole)).text
     assert "The overall score on test is 0.712 (95% interval 0.681 to 0.742)" in text
     assert "Against single-task models it gains 2.8% on average." in text
-    assert "Gained: sentiment (+9.9%), en_fr (+9.9%)." in text
+    assert "Gained: sentiment (accuracy +9.9%), en_fr (chrf +9.9%)." in text
     assert "No clear difference: spelling" in text
     assert "1 of 2 audit findings failed: counterfactual on sentiment" in text
     assert "3 of 60 test rows of sentiment stand among its train rows" in text
@@ -263,7 +263,7 @@ def test_every_metric_has_its_own_gain_and_the_task_their_mean(run: Path) -> Non
     assert [row[0] for row in rows[3:]] == [
         "spelling", "definitions", "en_fr", "delta_m mean over 3 of 4 tasks"
     ]  # fmt: skip
-    assert "Gained: sentiment (+9.9%)" in Page(html).text
+    assert "Gained: sentiment (accuracy +9.9%)" in Page(html).text
 
 
 def test_the_best_weights_are_called_by_their_step(run: Path) -> None:
