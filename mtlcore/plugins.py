@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -96,6 +96,7 @@ class PluginManager:
         self.broken: list[BrokenPlugin] = []
         self.conflicts: list[tuple[ComponentInfo, ComponentInfo]] = []
         self.disabled: dict[Plugin, str] = {}  # with what left it out
+        self.unmatched: dict[str, str] = {}  # names to leave out that no plugin has, with a fix
         if self._is_on("MTLCORE_TRACE_PLUGINS"):
             self._trace()
 
@@ -115,16 +116,28 @@ class PluginManager:
         """
         manager = cls(environ=environ)
         manager.discover(local=local, disable=disable)
-        strict = manager._is_on("MTLCORE_STRICT_PLUGINS")
+        for fault in manager.faults():
+            raise fault
         for broken in manager.broken:
-            if strict or broken.plugin.origin == "local":
-                fix = "" if isinstance(broken.error, UserError) else "see `mtlcore plugins doctor`"
-                raise UserError(str(broken), where="plugins", fix=fix) from broken.error
             log.warning("%s; see `mtlcore plugins doctor`", broken)
-        for first, second in manager.conflicts:
-            raise _conflict(first, second)
+        for name, fix in manager.unmatched.items():
+            log.warning("no plugin is called %r; %s", name, fix)
         manager.check_pending()
         return manager
+
+    def faults(self) -> Iterator[UserError]:
+        """What `discover` found that stops a run."""
+        for broken in filter(self.is_fatal, self.broken):
+            fix = "" if isinstance(broken.error, UserError) else "see `mtlcore plugins doctor`"
+            error = UserError(str(broken), where="plugins", fix=fix)
+            error.__cause__ = broken.error
+            yield error
+        for first, second in self.conflicts:
+            yield _conflict(first, second)
+
+    def is_fatal(self, broken: BrokenPlugin) -> bool:
+        """Whether a run stops because of it: a local file, or with MTLCORE_STRICT_PLUGINS."""
+        return broken.plugin.origin == "local" or self._is_on("MTLCORE_STRICT_PLUGINS")
 
     def discover(self, *, local: Sequence[str] = (), disable: Sequence[str] = ()) -> None:
         """Load what is not blocked; keep faults in `broken` and `conflicts` and go on."""
@@ -151,8 +164,12 @@ class PluginManager:
         known = {word for plugin in plugins for word in (plugin.name, plugin.distribution)}
         blocked = self._names("MTLCORE_DISABLE_PLUGINS") or []
         chosen = self._names("MTLCORE_LOAD_PLUGINS") or []
-        for name in [*disable, *blocked, *chosen]:
-            if not any(plugin.is_called([name]) for plugin in plugins):
+        for name in [*blocked, *chosen, *disable]:
+            if any(plugin.is_called([name]) for plugin in plugins):
+                continue
+            if name in disable:
+                self.unmatched[name] = did_you_mean(name, known)
+            else:
                 log.warning("no plugin is called %r; %s", name, did_you_mean(name, known))
 
     def _left_out_by(self, plugin: Plugin, disable: Sequence[str]) -> str:
