@@ -93,6 +93,7 @@ class PluginManager:
         self._components: dict[tuple[str, str], ComponentInfo] = {}
         self._loaded: list[tuple[Plugin, Any]] = []
         self._created: list[ComponentInfo] = []
+        self._local: list[str] = []
         self.broken: list[BrokenPlugin] = []
         self.conflicts: list[tuple[ComponentInfo, ComponentInfo]] = []
         self.disabled: dict[Plugin, str] = {}  # with what left it out
@@ -129,7 +130,10 @@ class PluginManager:
         """What `discover` found that stops a run."""
         for broken in filter(self.is_fatal, self.broken):
             fix = "" if isinstance(broken.error, UserError) else "see `mtlcore plugins doctor`"
-            error = UserError(str(broken), where="plugins", fix=fix)
+            where = "plugins"
+            if broken.plugin.name in self._local:
+                where += f".load[{self._local.index(broken.plugin.name)}]"
+            error = UserError(str(broken), where=where, fix=fix)
             error.__cause__ = broken.error
             yield error
         for first, second in self.conflicts:
@@ -141,6 +145,7 @@ class PluginManager:
 
     def discover(self, *, local: Sequence[str] = (), disable: Sequence[str] = ()) -> None:
         """Load what is not blocked; keep faults in `broken` and `conflicts` and go on."""
+        self._local = list(local)
         if local and self._is_on("MTLCORE_NO_PLUGINS"):
             raise UserError(
                 f"the recipe loads {local[0]}, and MTLCORE_NO_PLUGINS forbids third-party code",

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 
 from mtlcore.recipe import ComponentSpec, HeadRecipe, Recipe, SourceRecipe, class_at
-from mtlcore.recipe_checks import FieldProblem, KeyPath, problems_between_fields
+from mtlcore.recipe_checks import KeyPath, problems_between_fields
 from mtlcore.recipe_validate import take_out
 
 LENIENT: dict[str, Any] = {"on_bad_row": "warn", "max_length": 1_000_000}
@@ -64,20 +64,21 @@ def rest_of(data: dict[str, Any], wrong: Iterable[KeyPath]) -> Rest:
         except ValidationError as error:
             _remove(rest, [tuple(detail["loc"]) for detail in error.errors()], gone)
             continue
-        inconsistent = [p for p in problems_between_fields(recipe) if _must_go(p, gone)]
+        inconsistent = [
+            problem
+            for problem in problems_between_fields(recipe)
+            if problem.path not in gone and _must_go(problem.path, recipe)
+        ]
         if not inconsistent:
             return Rest(recipe, frozenset(map(_unit, gone)))
         _remove(rest, [problem.path for problem in inconsistent], gone)
 
 
-def _must_go(problem: FieldProblem, gone: set[KeyPath]) -> bool:
+def _must_go(path: KeyPath, recipe: Recipe) -> bool:
     """Whether adapters, stages or splits could not be made while this is in the recipe."""
-    path = problem.path
-    if path in gone:
-        return False
     is_task_of_stage = path[0] == "stages" and len(path) == 4
     is_split = path[0] == "tasks" and path[2:3] == ("split",)
-    return path[0] in ("sharing", "start") or is_task_of_stage or is_split
+    return path[0] in ("sharing", "start") or is_task_of_stage or is_split or not recipe.tasks
 
 
 def _remove(data: dict[str, Any], paths: Sequence[KeyPath], gone: set[KeyPath]) -> None:

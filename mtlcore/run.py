@@ -41,7 +41,7 @@ from mtlcore.model.fingerprint import fingerprint
 from mtlcore.model.heads import TaskFacts
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
-from mtlcore.recipe import GenerationRecipe, Recipe
+from mtlcore.recipe import GenerationRecipe, ModelRecipe, Recipe
 from mtlcore.recipe_components import check_components, make_components
 from mtlcore.start import frozen_tasks
 from mtlcore.versions import versions
@@ -549,6 +549,12 @@ def _generation_options(base: GenerationRecipe, options: Mapping[str, Any]) -> G
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model of a recipe."""
     model = recipe.model
+    require_config(model)
+    return read_tokenizer(model)
+
+
+def require_config(model: ModelRecipe) -> None:
+    """Refuse a folder that holds no model."""
     folder = Path(model.name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(
@@ -556,6 +562,10 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             where="model.name_or_path",
             fix="give a folder made by save_pretrained (of model and tokenizer)",
         )
+
+
+def read_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name, whatever else is there."""
     try:
         return AutoTokenizer.from_pretrained(
             model.name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code

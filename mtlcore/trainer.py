@@ -18,7 +18,7 @@ from mtlcore import checkpoint
 from mtlcore.data.batches import Batch, collate, deal, plan_rows
 from mtlcore.distributed import all_reduce_sum, barrier, is_main, rank, sum_by_name, world_size
 from mtlcore.errors import MtlcoreError, UserError
-from mtlcore.gradients import Direction, Gradients
+from mtlcore.gradients import Direction, Gradients, folds_rows
 from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
 from mtlcore.progress import Progress
@@ -103,7 +103,6 @@ class Trainer:
         )
         if self.gradients.mode == "multi_pass":
             run.note("gradients: multi_pass, one backward pass per task and micro-batch")
-        self.reads_rows = any(c.needs in ("gramian", "rows") for c in run.components.values())
         self.stages = plan_stages(run)
         self.last_weights = [1.0 / len(run.tasks)] * len(run.tasks)
         self.had_effect = False
@@ -184,15 +183,16 @@ class Trainer:
         self, outputs: Outputs, micro_batches: int, known: Tensor | Direction | None
     ) -> Tensor | None:
         """Task weights [T'] where they do not depend on gradients; they save J its memory."""
-        if not self.gradients.has_shared or self.gradients.mode != "one_pass" or self.reads_rows:
+        if not self.gradients.has_shared or self.gradients.mode != "one_pass":
+            return None
+        components = self.run.components.values()
+        if not folds_rows(self.run.weighting, components, micro_batches * world_size()):
             return None
         needs = self.run.weighting.needs
         if needs == "nothing":
             weights = known if known is not None else self.weigh()
-        elif needs == "losses" and micro_batches == 1 and world_size() == 1:
-            weights = self.weigh(self.gradients.mean_losses_of(outputs.loss_sums))
         else:
-            return None
+            weights = self.weigh(self.gradients.mean_losses_of(outputs.loss_sums))
         if isinstance(weights, Direction):
             raise MtlcoreError(
                 f"the weighting {self.run.weighting.name!r} gave a Direction, which is made of the "

@@ -36,7 +36,7 @@ def check(
     """Look at all rows of a recipe before it is trained; loads no model."""
     from rich.console import Console
 
-    from mtlcore.data.checks import check_recipe
+    from mtlcore.preflight.check import check_recipe
 
     errors = Console(stderr=True)
     with only_results_on_stdout(), errors.status("reading") as status:

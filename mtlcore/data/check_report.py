@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mtlcore.errors import Problem
+from mtlcore.errors import Problem, UserError
+from mtlcore.preflight.records import ModelCheck, Plan
 
 SHOWN = 20
 """So many places of one kind are kept; all are counted."""
@@ -173,6 +175,18 @@ class CheckReport:
     warnings: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What is only to be known, such as how rows were divided."""
+    model: ModelCheck | None = None
+    """None if the model was not looked at, or has not what the recipe adapts."""
+    plan: Plan | None = None
+    """None where anything that it is made of is wrong or was not looked at."""
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Add the problems of a UserError raised within to the errors, and go on after it."""
+        try:
+            yield
+        except UserError as error:
+            self.errors += error.problems
 
     def exit_code(self, *, strict: bool = False) -> int:
         """0, or 2 if there are errors; with `strict` also if there are warnings."""
