@@ -38,12 +38,14 @@ class UserError(MtlcoreError):
 
 
 class RecipeError(UserError):
-    """All problems of one recipe at once."""
+    """All problems of one recipe at once; `fix` is what helps with all of them."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Problem], fix: str = "") -> None:
         self.problems = list(problems)
         self.problem = self.problems[0]
-        MtlcoreError.__init__(self, "\n".join(str(problem) for problem in self.problems))
+        self.fix = fix
+        lines = [*map(str, self.problems), *([f"  fix: {fix}"] if fix else [])]
+        MtlcoreError.__init__(self, "\n".join(lines))
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

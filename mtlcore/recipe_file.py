@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -223,13 +224,16 @@ class _Reading:
     keys: list[tuple[Place, Problem]] = field(default_factory=list)  # of single keys
     wrong: list[KeyPath] = field(default_factory=list)  # keys whose values cannot be used
     lost_base: bool = False  # whether a file that the recipe extends could not be read
+    fix: str = ""  # how to see what is wrong with rows and model too
 
     def whole(self, path: Path, overrides: Iterable[str]) -> Document:
         """A file with the overrides laid over it; RecipeError if it cannot be read at all."""
         document = self.file(path, os.fspath(path))
         if document is None:
             raise RecipeError(self.broken)
-        for override in overrides:
+        command = shlex.join(["mtlcore", "check", os.fspath(path), *(given := list(overrides))])
+        self.fix = f"`{command}` looks at rows and model too, and tells everything at once"
+        for override in given:
             document = self.override(document, override, path.parent.absolute())
         return document
 
@@ -309,7 +313,8 @@ class _Reading:
         """Validate, or raise everything that was found on the way."""
         recipe = self.judge(document, check_files=check_files)
         if recipe is None:
-            raise RecipeError([*self.broken, *in_file_order(self.keys)])
+            found = [*self.broken, *in_file_order(self.keys)]
+            raise RecipeError(found, self.fix if check_files else "")
         return recipe
 
     def judge(self, document: Document, *, check_files: bool = True) -> Recipe | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mtlcore.data.check_report import CheckReport, GroupCheck, TaskCheck
+    from mtlcore.preflight.records import ModelCheck, Plan
 
 MOST_LABELS = 20
 
@@ -33,7 +34,7 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at all rows of a recipe before it is trained; loads no model."""
+    """Look at recipe, model and rows before training; say what a run would take."""
     from rich.console import Console
 
     from mtlcore.preflight.check import check_recipe
@@ -79,6 +80,12 @@ def _print(found: CheckReport) -> None:
                 say(f"  {near.rows[0]} ~ {near.rows[1]} (similarity {near.similarity:.2f})")
     for group in found.groups:
         console.print(_groups_table(group))
+    if found.model is not None:
+        console.print(_adapters_table(found.model))
+    if found.plan is not None:
+        console.print(_stages_table(found.plan))
+        for line in plan_lines(found.plan):
+            say(line)
     for note in found.notes:
         say(f"note: {note}")
     kinds = (("warning", "yellow", found.warnings), ("error", "red", found.errors))
@@ -153,6 +160,61 @@ def _groups_table(group: GroupCheck) -> Table:
     if group.values > len(group.groups):
         table.add_row(f"and {group.values - len(group.groups)} more", "", "", "", "")
     return table
+
+
+def _adapters_table(model: ModelCheck) -> Table:
+    from mtlcore.preflight.records import readable
+
+    table = _table("adapters")
+    for name in ("adapter", "tasks"):
+        table.add_column(name, overflow="fold")
+    for name in ("r", "layers", "parameters", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for adapter in model.adapters:
+        table.add_row(
+            _text(adapter.name),
+            _text(", ".join(adapter.tasks)),
+            str(adapter.r or ""),
+            str(adapter.layers),
+            f"{adapter.parameters:,}",
+            readable(adapter.size) + ("" if adapter.trained else ", frozen"),
+        )
+    code = ", with code of its own (trust_remote_code)" if model.remote_code else ""
+    table.caption = _text(
+        f"on {model.architecture}{code}: {model.frozen_parameters:,} frozen parameters, "
+        f"{readable(model.frozen_size)} in {model.dtype}"
+    )
+    return table
+
+
+def _stages_table(plan: Plan) -> Table:
+    table = _table("steps")
+    for name in ("stage", "task"):
+        table.add_column(name, overflow="fold")
+    for name in ("steps", "rows", "passes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in plan.stages:
+        for task, rows in stage.rows.items():
+            cells = (str(stage.steps), f"{rows:,.0f}", f"{stage.passes[task]:.2f}")
+            table.add_row(_text(stage.name), _text(task), *cells)
+    table.caption = _text("passes: expected rows over the train rows of the task")
+    return table
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What a run would do and need, in words."""
+    from mtlcore.preflight.records import readable
+
+    memory, disk, tokens = plan.memory, plan.disk, plan.tokens_per_step
+    parts = ("base", "adapters", "optimizer", "gradients", "activations", "logits")
+    sizes = ", ".join(f"{name} {readable(getattr(memory, name))}" for name in parts)
+    return [
+        f"steps: {plan.steps:,} of {plan.rows_per_step:,} rows in one process; tokens of a step: "
+        f"mean {tokens.mean:,.0f}, 95% below {tokens.p95:,.0f}",
+        f"memory on {memory.device}, estimated: {readable(memory.total)} ({sizes})",
+        f"disk: {disk.checkpoints} checkpoint{'' if disk.checkpoints == 1 else 's'} of "
+        f"{readable(disk.checkpoint)}, {readable(disk.needed)} in all; free: {readable(disk.free)}",
+    ]
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from mtlcore.errors import Problem, UserError
 from mtlcore.preflight.records import ModelCheck, Plan
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 SHOWN = 20
 """So many places of one kind are kept; all are counted."""
 TOO_FEW = 10
@@ -180,13 +181,15 @@ class CheckReport:
     plan: Plan | None = None
     """None where anything that it is made of is wrong or was not looked at."""
 
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Add the problems of a UserError raised within to the errors, and go on after it."""
+    def collect(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kw: Arguments.kwargs
+    ) -> Result | None:
+        """Call a function; the problems of a UserError go to the errors, and None comes back."""
         try:
-            yield
+            return function(*args, **kw)
         except UserError as error:
             self.errors += error.problems
+            return None
 
     def exit_code(self, *, strict: bool = False) -> int:
         """0, or 2 if there are errors; with `strict` also if there are warnings."""

@@ -90,12 +90,9 @@ def _check_components(
     from mtlcore.run import layout_of, trackers
 
     report.errors += made.problems
-    layout = None
     for name in recipe.training.report_to:
-        with report.collecting():
-            trackers([name])
-    with report.collecting():
-        layout = layout_of(recipe)
+        report.collect(trackers, [name])
+    layout = report.collect(layout_of, recipe)
     for task in tasks:
         plugins.register(task.format, f"tasks.{task.name}.format")
     # A column that is missing was told already.

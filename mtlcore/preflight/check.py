@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from mtlcore.data.check_report import CheckReport
 from mtlcore.data.checks import Looked, look_at_tasks
-from mtlcore.errors import MtlcoreError, Problem, UserError, require_tasks
+from mtlcore.errors import MtlcoreError, Problem, UserError, nearest, require_tasks
 from mtlcore.plugins import PluginManager
-from mtlcore.preflight.records import in_mb
+from mtlcore.preflight.records import readable
 from mtlcore.recipe_components import Named, named_components
 from mtlcore.recipe_file import ReadRest, in_file_order, key_path, read_rest
 from mtlcore.recipe_rest import LENIENT
@@ -71,8 +71,7 @@ class _Preflight:
         """What can be loaded of the plugins."""
         report, chosen = self.report, self.recipe.plugins
         manager = PluginManager()
-        with report.collecting():
-            manager.discover(local=chosen.load, disable=chosen.disable)
+        report.collect(manager.discover, local=chosen.load, disable=chosen.disable)
         if report.errors:  # third-party code is forbidden here
             manager.discover(disable=chosen.disable)
         report.errors += [fault.problem for fault in manager.faults()]
@@ -87,11 +86,11 @@ class _Preflight:
         except MtlcoreError as error:
             report.errors.append(Problem("plugins", str(error)))
         if report.errors or any(path[0] == "plugins" for path in self.read.rest.spoiled):
-            known = manager.components()
+            known = list(manager.components())
             self.unknown = {
                 key
-                for key, named in self._named().items()
-                if (named.kind, named.spec.name) not in known
+                for key, (kind, spec, _) in self._named().items()
+                if not nearest(spec.name, [name for other, name in known if other == kind])
             }
         return manager
 
@@ -201,8 +200,8 @@ class _Preflight:
             self.report.warnings.append(
                 Problem(
                     "training.output_dir",
-                    f"the checkpoints need about {in_mb(plan.disk.needed)}, and "
-                    f"{in_mb(plan.disk.free)} are free there",
+                    f"the checkpoints need about {readable(plan.disk.needed)}, and "
+                    f"{readable(plan.disk.free)} are free there",
                     "free some, or lower training.save_total_limit",
                 )
             )

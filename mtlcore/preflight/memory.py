@@ -5,7 +5,7 @@
     optimizer    AdamW: two numbers for each trained weight and one for each tensor, in the stage
                  that trains most
     gradients    J [T, P] or, folded, [1, P]; the update [P]; own gradients [Q]; a copy of J for a
-                 component that needs its rows
+                 component that needs its rows, and [P + Q] for penalties on the batch
     activations  of N tokens, the 95% of a micro-batch: N * sum over the linear layers but the head
                  of (in + out) * b, and of each norm 2 * width * b; with dropout N * 2 * in * b more
                  for each adapted layer; with bf16 over another type the linear weights in bf16 too
@@ -92,7 +92,10 @@ def gradient_size(model: MultiTaskModel, recipe: Recipe, components: Made, passe
     rows = 1 if folded else arena.task_count
     if any(component.needs == "rows" for component in every):
         rows += arena.task_count
-    return ((rows + 1) * arena.shared_size + arena.own_size) * arena.dtype.itemsize
+    size = (rows + 1) * arena.shared_size + arena.own_size
+    if any(part.acts_on == "batch" for part in components.of_kind("regularization")):
+        size += arena.shared_size + arena.own_size
+    return size * arena.dtype.itemsize
 
 
 def activation_size(model: MultiTaskModel, recipe: Recipe, tokens: int) -> int:
@@ -121,7 +124,7 @@ def activation_size(model: MultiTaskModel, recipe: Recipe, tokens: int) -> int:
 def logits_size(model: MultiTaskModel, labelled: int, device: torch.device) -> int:
     """Of the pieces in which the loss of so many labelled tokens is taken."""
     head: Any = model.backbone.get_output_embeddings()
-    vocabulary, hidden = head.weight.shape
+    vocabulary, hidden = map(int, head.weight.shape)
     base = model.backbone.dtype
     wide = torch.promote_types(base, torch.float32).itemsize
     piece = min(labelled, PIECE.get(device.type, PIECE["cuda"]))

@@ -40,14 +40,14 @@ def check_base(recipe: Recipe, report: CheckReport) -> PreTrainedModel | None:
     Of a local folder the weight files are looked at too; of a hub name only the configuration is
     asked for.
     """
-    backbone = None
-    with report.collecting():
-        require_config(recipe.model)
-        folder = Path(recipe.model.name_or_path)
-        if folder.is_dir():
-            report.errors += weight_problems(folder)
-        backbone = empty_backbone(recipe.model, device_of_run())
-    return backbone
+    errors = len(report.errors)
+    report.collect(require_config, recipe.model)
+    if len(report.errors) > errors:
+        return None
+    folder = Path(recipe.model.name_or_path)
+    if folder.is_dir():
+        report.errors += weight_problems(folder)
+    return report.collect(empty_backbone, recipe.model, device_of_run())
 
 
 def with_adapters(
@@ -70,18 +70,16 @@ def with_adapters(
     ]
     told = len(report.errors)
     narrow = recipe.bottleneck
-    with report.collecting():
-        if layout.family("lora"):
-            find_targets(backbone, recipe.lora.target_modules)
-    with report.collecting():
-        if narrow is not None:
-            bottleneck_targets(backbone, narrow.target_modules)
+    if layout.family("lora"):
+        report.collect(find_targets, backbone, recipe.lora.target_modules)
+    if narrow is not None:
+        report.collect(bottleneck_targets, backbone, narrow.target_modules)
     if len(report.errors) > told:
         return None
-    model = None
-    with report.collecting(), torch.device("meta"):
-        model = MultiTaskModel(backbone, layout, recipe.lora, bottleneck=narrow, tasks=facts)
-    return model
+    with torch.device("meta"):
+        return report.collect(
+            MultiTaskModel, backbone, layout, recipe.lora, bottleneck=narrow, tasks=facts
+        )
 
 
 def describe(model: MultiTaskModel, recipe: Recipe) -> ModelCheck:

@@ -89,7 +89,11 @@ class Plan:
     disk: Disk
 
 
-def in_mb(size: int) -> str:
-    """`12.3 MB`, in units of 10^6 bytes; GB from 10,000 MB on."""
-    mb = size / 1e6
-    return f"{mb / 1e3:,.1f} GB" if mb >= 1e4 else f"{mb:,.1f} MB"
+def readable(size: int) -> str:
+    """`12.3 MB`: bytes in the unit, of powers of 1000, that leaves up to 4 digits."""
+    number, units = float(size), ["bytes", "kB", "MB", "GB", "TB"]
+    while number >= 9999.5 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    if units[0] == "bytes":
+        return f"{size} bytes"
+    return f"{number:,.0f} {units[0]}" if number >= 100 else f"{number:.1f} {units[0]}"
