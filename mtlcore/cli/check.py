@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mtlcore.data.check_report import CheckReport, GroupCheck, TaskCheck
-    from mtlcore.preflight.records import ModelCheck, Plan
+    from mtlcore.preflight.records import Memory, ModelCheck, Plan
 
 MOST_LABELS = 20
 
@@ -82,9 +82,11 @@ def _print(found: CheckReport) -> None:
         console.print(_groups_table(group))
     if found.model is not None:
         console.print(_adapters_table(found.model))
+        say(_base_line(found.model))
     if found.plan is not None:
         console.print(_stages_table(found.plan))
-        for line in plan_lines(found.plan):
+        console.print(_memory_table(found.plan.memory))
+        for line in _plan_lines(found.plan):
             say(line)
     for note in found.notes:
         say(f"note: {note}")
@@ -179,12 +181,17 @@ def _adapters_table(model: ModelCheck) -> Table:
             f"{adapter.parameters:,}",
             readable(adapter.size) + ("" if adapter.trained else ", frozen"),
         )
+    return table
+
+
+def _base_line(model: ModelCheck) -> str:
+    from mtlcore.preflight.records import readable
+
     code = ", with code of its own (trust_remote_code)" if model.remote_code else ""
-    table.caption = _text(
+    return (
         f"on {model.architecture}{code}: {model.frozen_parameters:,} frozen parameters, "
         f"{readable(model.frozen_size)} in {model.dtype}"
     )
-    return table
 
 
 def _stages_table(plan: Plan) -> Table:
@@ -197,23 +204,34 @@ def _stages_table(plan: Plan) -> Table:
         for task, rows in stage.rows.items():
             cells = (str(stage.steps), f"{rows:,.0f}", f"{stage.passes[task]:.2f}")
             table.add_row(_text(stage.name), _text(task), *cells)
-    table.caption = _text("passes: expected rows over the train rows of the task")
+    table.caption = _text("passes over the task's rows, expected")
     return table
 
 
-def plan_lines(plan: Plan) -> list[str]:
+def _memory_table(memory: Memory) -> Table:
+    from mtlcore.preflight.records import readable
+
+    table = _table(f"memory ({memory.device})")
+    table.add_column("of")
+    table.add_column("size", justify="right")
+    estimates = ("activations", "logits", "total")
+    for name, size in vars(memory).items():
+        if name != "device":
+            table.add_row(name + " (estimate)" * (name in estimates), readable(size))
+    return table
+
+
+def _plan_lines(plan: Plan) -> list[str]:
     """What a run would do and need, in words."""
     from mtlcore.preflight.records import readable
 
-    memory, disk, tokens = plan.memory, plan.disk, plan.tokens_per_step
-    parts = ("base", "adapters", "optimizer", "gradients", "activations", "logits")
-    sizes = ", ".join(f"{name} {readable(getattr(memory, name))}" for name in parts)
+    disk, tokens = plan.disk, plan.tokens_per_step
+    many = "" if disk.checkpoints == 1 else "s"
     return [
-        f"steps: {plan.steps:,} of {plan.rows_per_step:,} rows in one process; tokens of a step: "
-        f"mean {tokens.mean:,.0f}, 95% below {tokens.p95:,.0f}",
-        f"memory on {memory.device}, estimated: {readable(memory.total)} ({sizes})",
-        f"disk: {disk.checkpoints} checkpoint{'' if disk.checkpoints == 1 else 's'} of "
-        f"{readable(disk.checkpoint)}, {readable(disk.needed)} in all; free: {readable(disk.free)}",
+        f"steps: {plan.steps:,} of {plan.rows_per_step:,} rows each, in one process",
+        f"tokens of a step: mean {tokens.mean:,.0f}, 95% below {tokens.p95:,.0f}",
+        f"disk: {disk.checkpoints} checkpoint{many} of {readable(disk.checkpoint)}, "
+        f"{readable(disk.needed)} in all; free: {readable(disk.free)}",
     ]
 
 
