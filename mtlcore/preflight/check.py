@@ -56,7 +56,8 @@ class _Preflight:
 
     def run(self, tasks: Sequence[str] | None, columns: Sequence[str]) -> CheckReport:
         """The whole report."""
-        require_tasks(tasks or (), self.recipe.tasks, "--task")
+        if not self.read.rest.is_spoiled(("tasks",)):
+            require_tasks(tasks or (), self.recipe.tasks, "--task")
         plugins = self._plugins()
         self.progress("reading the tokenizer")
         tokenizer = self._tokenizer()

@@ -258,3 +258,22 @@ def test_words_of_yaml_only_are_told_when_it_cannot_be_read(cli: CommandLine, fo
     code, out, err = cli("check", recipe)
     assert (code, out) == (2, "")
     assert re.match(rf"error: {re.escape(str(recipe))}:\d+: is no valid YAML", err)
+
+
+def test_code_that_comes_with_the_model_is_shown_if_the_recipe_allows_it(
+    cli: CommandLine, folder: Path
+) -> None:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(GOOD.format(folder=folder))
+    assert "trust_remote_code" not in cli("check", recipe)[1]
+    code, out, _ = cli("check", recipe, "model.trust_remote_code=true")
+    assert code == 0
+    assert "LlamaForCausalLM, with code of its own (trust_remote_code): 156,480 frozen" in out
+
+
+def test_tasks_that_cannot_be_read_are_not_looked_for(cli: CommandLine, folder: Path) -> None:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(GOOD.format(folder=folder).replace("tasks:", "taks:"))
+    code, out, _ = cli("check", recipe, "--task", "one")
+    assert code == 2
+    assert "did you mean 'tasks'?" in out
