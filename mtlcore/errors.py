@@ -31,6 +31,8 @@ class UserError(MtlcoreError):
     """Something in the recipe, the data, the model or the command that its author can mend."""
 
     exit_code = 2
+    fix = ""
+    """What helps with all problems together."""
 
     def __init__(self, message: str, *, where: str = "", fix: str = "") -> None:
         self.set_problems([Problem(where, message, fix)])
@@ -39,13 +41,15 @@ class UserError(MtlcoreError):
         """Tell these problems instead of those so far; `problem` is the first."""
         self.problems = list(problems)
         self.problem = self.problems[0]
-        self.args = ("\n".join(map(str, self.problems)),)
+        lines = [*map(str, self.problems), *([f"  fix: {self.fix}"] if self.fix else [])]
+        self.args = ("\n".join(lines),)
 
 
 class RecipeError(UserError):
-    """All problems of one recipe at once."""
+    """All problems of one recipe at once; `fix` is what helps with all of them."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Problem], fix: str = "") -> None:
+        self.fix = fix
         self.set_problems(problems)
 
 

@@ -16,6 +16,7 @@ from mtlcore.distributed import all_reduce_sum, any_process
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
+    from mtlcore.components import Component, Weighting
     from mtlcore.model.backbone import MultiTaskModel
 
 Mode = Literal["auto", "one_pass", "multi_pass"]
@@ -27,6 +28,16 @@ class Direction:
     """An update of the shared weights given whole, [P], by a weighting that needs the rows of J."""
 
     vector: Tensor
+
+
+def folds_rows(weighting: Weighting, components: Iterable[Component], passes: int) -> bool:
+    """Whether J takes one row: nothing reads it, and the weights are known before the backward.
+
+    passes: the backward passes of a step, its micro-batches in all processes.
+    """
+    if any(component.needs in ("gramian", "rows") for component in components):
+        return False
+    return weighting.needs == "nothing" or (weighting.needs == "losses" and passes == 1)
 
 
 class Gradients:

@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -96,9 +96,11 @@ class PluginManager:
         self._components: dict[tuple[str, str], ComponentInfo] = {}
         self._loaded: list[tuple[Plugin, Any]] = []
         self._created: list[ComponentInfo] = []
+        self._local: list[str] = []
         self.broken: list[BrokenPlugin] = []
         self.conflicts: list[tuple[ComponentInfo, ComponentInfo]] = []
         self.disabled: dict[Plugin, str] = {}  # with what left it out
+        self.unmatched: dict[str, str] = {}  # names to leave out that no plugin has, with a fix
         if self._is_on("MTLCORE_TRACE_PLUGINS"):
             self._trace()
 
@@ -118,21 +120,38 @@ class PluginManager:
         """
         manager = cls(environ=environ)
         manager.discover(local=local, disable=disable)
-        strict = manager._is_on("MTLCORE_STRICT_PLUGINS")
-        doctor = "see `mtlcore plugins doctor`"
+        for fault in manager.faults():
+            raise fault
         for broken in manager.broken:
-            if strict or broken.plugin.origin == "local":
-                fix = "mend the file" if broken.plugin.origin == "local" else doctor
-                told = broken.error.problem.fix if isinstance(broken.error, UserError) else fix
-                raise UserError(str(broken), where="plugins", fix=told or fix) from broken.error
-            log.warning("%s; %s", broken, doctor)
-        for first, second in manager.conflicts:
-            raise _conflict(first, second)
+            log.warning("%s; see `mtlcore plugins doctor`", broken)
+        for name, fix in manager.unmatched.items():
+            log.warning("no plugin is called %r; %s", name, fix)
         manager.check_pending()
         return manager
 
+    def faults(self) -> Iterator[UserError]:
+        """What `discover` found that stops a run."""
+        for broken in filter(self.is_fatal, self.broken):
+            is_local = broken.plugin.origin == "local"
+            fix = "mend the file" if is_local else "see `mtlcore plugins doctor`"
+            if isinstance(broken.error, UserError):
+                fix = broken.error.problem.fix
+            where = "plugins"
+            if broken.plugin.name in self._local:
+                where += f".load[{self._local.index(broken.plugin.name)}]"
+            error = UserError(str(broken), where=where, fix=fix)
+            error.__cause__ = broken.error
+            yield error
+        for first, second in self.conflicts:
+            yield _conflict(first, second)
+
+    def is_fatal(self, broken: BrokenPlugin) -> bool:
+        """Whether a run stops because of it: a local file, or with MTLCORE_STRICT_PLUGINS."""
+        return broken.plugin.origin == "local" or self._is_on("MTLCORE_STRICT_PLUGINS")
+
     def discover(self, *, local: Sequence[str] = (), disable: Sequence[str] = ()) -> None:
         """Load what is not blocked; keep faults in `broken` and `conflicts` and go on."""
+        self._local = list(local)
         if local and self._is_on("MTLCORE_NO_PLUGINS"):
             raise UserError(
                 f"the recipe loads {local[0]}, and MTLCORE_NO_PLUGINS forbids third-party code",
@@ -156,8 +175,12 @@ class PluginManager:
         known = {word for plugin in plugins for word in (plugin.name, plugin.distribution)}
         blocked = self._names("MTLCORE_DISABLE_PLUGINS") or []
         chosen = self._names("MTLCORE_LOAD_PLUGINS") or []
-        for name in [*disable, *blocked, *chosen]:
-            if not any(plugin.is_called([name]) for plugin in plugins):
+        for name in [*blocked, *chosen, *disable]:
+            if any(plugin.is_called([name]) for plugin in plugins):
+                continue
+            if name in disable:
+                self.unmatched[name] = did_you_mean(name, known)
+            else:
                 log.warning("no plugin is called %r; %s", name, did_you_mean(name, known))
 
     def _left_out_by(self, plugin: Plugin, disable: Sequence[str]) -> str:

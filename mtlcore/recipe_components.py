@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtlcore.components import Component
 from mtlcore.errors import Problem, UserError
@@ -31,35 +31,48 @@ class Made:
         return [component for component in self.by_key.values() if component.kind == kind]
 
 
+class Named(NamedTuple):
+    """A component as a recipe names it; `task` is set if it is of one task alone."""
+
+    kind: str
+    spec: ComponentSpec
+    task: str | None = None
+
+
+def named_components(recipe: Recipe) -> dict[str, Named]:
+    """Key of the recipe -> the component named there, formats left out, in a fixed order."""
+    found = {
+        "weighting": Named("weighting", recipe.weighting),
+        "sampling": Named("sampling", recipe.sampling),
+    }
+    for kind in ("regularization", "monitoring", "auditing"):
+        for index, spec in enumerate(getattr(recipe, kind)):
+            found[f"{kind}[{index}]"] = Named(kind, spec)
+    if recipe.replay is not None:
+        found["replay"] = Named("replay", recipe.replay)
+    found["overall"] = Named("overall", recipe.overall)
+    for name, task in recipe.tasks.items():
+        found[f"tasks.{name}.rows"] = Named("rows", task.rows, name)
+        for index, spec in enumerate(task.metrics):
+            found[f"tasks.{name}.metrics[{index}]"] = Named("evaluation", spec, name)
+    return found
+
+
 def make_components(recipe: Recipe, plugins: PluginManager) -> Made:
     """Create every component that a recipe names, and register its hooks."""
     made = Made(evaluators={name: [] for name in recipe.tasks})
-
-    def add(kind: str, spec: ComponentSpec, where: str, task: str | None = None) -> None:
+    for where, (kind, spec, task) in named_components(recipe).items():
         try:
             component = plugins.create(kind, spec, where)
         except UserError as error:
             made.problems += error.problems
-            return
+            continue
         if task is not None:
             component.tasks = (task,)
         if kind == "evaluation":
             made.evaluators[str(task)].append(component)
         made.by_key[f"{where}:{spec.name}"] = component
         plugins.register(component)
-
-    add("weighting", recipe.weighting, "weighting")
-    add("sampling", recipe.sampling, "sampling")
-    for kind in ("regularization", "monitoring", "auditing"):
-        for index, spec in enumerate(getattr(recipe, kind)):
-            add(kind, spec, f"{kind}[{index}]")
-    if recipe.replay is not None:
-        add("replay", recipe.replay, "replay")
-    add("overall", recipe.overall, "overall")
-    for name, task in recipe.tasks.items():
-        add("rows", task.rows, f"tasks.{name}.rows", name)
-        for index, spec in enumerate(task.metrics):
-            add("evaluation", spec, f"tasks.{name}.metrics[{index}]", name)
     return made
 
 

@@ -4,13 +4,14 @@
     loaded.recipe, loaded.notes
 
 Defaults < files named by `extends` < the file < `key=value` overrides. All problems are collected
-and raised together, each with file, line, key and fix.
+and raised together, each with file, line, key and fix; `read_rest` goes on with what is right.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from mtlcore.recipe import (
 from mtlcore.recipe_aliases import Translator, spread_over_tasks
 from mtlcore.recipe_checks import FieldProblem, KeyPath
 from mtlcore.recipe_paths import resolve_paths
+from mtlcore.recipe_rest import Rest, rest_of
 from mtlcore.recipe_validate import validate
 from mtlcore.recipe_yaml import (
     Document,
@@ -55,6 +57,28 @@ KEY = re.compile(r"[\w-]+(\.[\w-]+|\[\d+\])*")
 """`tasks.reviews.metrics[0]`."""
 
 
+def key_path(where: str) -> KeyPath | None:
+    """`tasks.reviews.metrics[0]` -> its parts; None for a text that is no key of a recipe."""
+    if not KEY.fullmatch(where):
+        return None
+    parts = re.findall(r"\[(\d+)\]|([\w-]+)", where)
+    path: KeyPath = tuple(name or int(index) for index, name in parts)
+    return path if path[0] in Recipe.model_fields else None
+
+
+def in_file_order(found: Iterable[tuple[Place | None, Problem]]) -> list[Problem]:
+    """Problems by file, then by line; what has no place comes last."""
+    pairs = list(found)
+    files = dict.fromkeys(place.file for place, _ in pairs if place is not None)
+    order = {name: n for n, name in enumerate(files)}
+
+    def position(pair: tuple[Place | None, Problem]) -> tuple[int, int]:
+        place = pair[0]
+        return (len(order), 0) if place is None else (order[place.file], place.line or 0)
+
+    return [problem for _, problem in sorted(pairs, key=position)]
+
+
 @dataclass
 class LoadedRecipe:
     """A recipe that was read, with what its reader has to say."""
@@ -72,13 +96,13 @@ class LoadedRecipe:
 
     def located(self, problem: Problem) -> Problem:
         """The problem with file and line, if `where` is a key of the recipe."""
-        if not KEY.fullmatch(problem.where):
-            return problem
-        parts = re.findall(r"\[(\d+)\]|([\w-]+)", problem.where)
-        path: KeyPath = tuple(name or int(index) for index, name in parts)
-        if path[0] not in Recipe.model_fields:
-            return problem
-        return replace(problem, where=self.document.where(path))
+        path = key_path(problem.where)
+        return problem if path is None else replace(problem, where=self.document.where(path))
+
+    def placed(self, problem: Problem) -> tuple[Place | None, Problem]:
+        """The located problem with its place, for `in_file_order`."""
+        path = key_path(problem.where)
+        return None if path is None else self.document.place(path), self.located(problem)
 
     @contextmanager
     def locating_errors(self) -> Iterator[None]:
@@ -99,13 +123,38 @@ def read_recipe(
     """
     reading = _Reading()
     file = Path(path)
-    document = reading.file(file, os.fspath(path))
-    if document is None:
-        raise RecipeError(reading.broken)
-    for override in overrides:
-        document = reading.override(document, override, file.parent.absolute())
+    document = reading.whole(file, overrides)
     recipe = reading.finish(document, check_files=check_files)
     return LoadedRecipe(recipe, reading.notes, file, reading.sources, document)
+
+
+@dataclass
+class ReadRest:
+    """What `read_rest` could read, and what is wrong: with files as a whole, and with keys."""
+
+    loaded: LoadedRecipe
+    rest: Rest
+    broken: list[Problem]
+    keys: list[tuple[Place | None, Problem]]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is wrong, so that the recipe is the one that was meant."""
+        return not self.broken and not self.keys
+
+
+def read_rest(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> ReadRest:
+    """Read a recipe file as far as it is right.
+
+    Raises RecipeError only if nothing can be read: no such file, no YAML, no mapping.
+    """
+    reading = _Reading()
+    file = Path(path)
+    document = reading.whole(file, overrides)
+    recipe = reading.judge(document)
+    rest = Rest(recipe) if recipe else rest_of(document.data, reading.wrong)
+    loaded = LoadedRecipe(rest.recipe, reading.notes, file, reading.sources, document)
+    return ReadRest(loaded, rest, reading.broken, [*reading.keys])
 
 
 def recipe_from_mapping(
@@ -179,6 +228,20 @@ class _Reading:
     sources: list[Path] = field(default_factory=list)
     broken: list[Problem] = field(default_factory=list)  # of files and overrides as a whole
     keys: list[tuple[Place, Problem]] = field(default_factory=list)  # of single keys
+    wrong: list[KeyPath] = field(default_factory=list)  # keys whose values cannot be used
+    lost_base: bool = False  # whether a file that the recipe extends could not be read
+    fix: str = ""  # how to see what is wrong with rows and model too
+
+    def whole(self, path: Path, overrides: Iterable[str]) -> Document:
+        """A file with the overrides laid over it; RecipeError if it cannot be read at all."""
+        document = self.file(path, os.fspath(path))
+        if document is None:
+            raise RecipeError(self.broken)
+        command = shlex.join(["mtlcore", "check", os.fspath(path), *(given := list(overrides))])
+        self.fix = f"`{command}` looks at rows and model too, and tells everything at once"
+        for override in given:
+            document = self.override(document, override, path.parent.absolute())
+        return document
 
     def file(self, path: Path, label: str, around: tuple[Path, ...] = ()) -> Document | None:
         """Read a file on top of the files that it extends; `around` are the files extending it."""
@@ -204,6 +267,8 @@ class _Reading:
                 self.broken.append(Problem(where, f"no such file: {base_label}", fix))
             elif (below := self.file(base_path, base_label, around)) is not None:
                 merged = merge(merged, below)
+                continue
+            self.lost_base = True
         self.sources.append(path)
         self.translate(document)
         return merge(merged, document)
@@ -257,16 +322,23 @@ class _Reading:
 
     def finish(self, document: Document, *, check_files: bool = True) -> Recipe:
         """Validate, or raise everything that was found on the way."""
+        recipe = self.judge(document, check_files=check_files)
+        if recipe is None:
+            found = [*self.broken, *in_file_order(self.keys)]
+            raise RecipeError(found, self.fix if check_files else "")
+        return recipe
+
+    def judge(self, document: Document, *, check_files: bool = True) -> Recipe | None:
+        """The recipe if nothing is wrong, with it or on the way."""
         self.notes += spread_over_tasks(document)
         missing = resolve_paths(document)
-        self.add(document, missing if check_files else [])
         recipe, problems = validate(document.data)
-        self.add(document, problems)
-        if self.broken or self.keys or recipe is None:
-            order = {name: n for n, name in enumerate(dict.fromkeys(p.file for p, _ in self.keys))}
-            keys = sorted(self.keys, key=lambda pair: (order[pair[0].file], pair[0].line or 0))
-            raise RecipeError([*self.broken, *(problem for _, problem in keys)])
-        return recipe
+        if self.lost_base:  # what is missing may stand there
+            problems = [problem for problem in problems if problem.path in document.places]
+        found = [*(missing if check_files else []), *problems]
+        self.add(document, found)
+        self.wrong += [problem.path for problem in found]
+        return None if self.broken or self.keys else recipe
 
     def add(self, document: Document, problems: Iterable[FieldProblem]) -> None:
         told = {problem.where for _, problem in self.keys}

@@ -37,14 +37,15 @@ def validate(data: dict[str, Any]) -> tuple[Recipe | None, list[FieldProblem]]:
     if details[0]["type"] == "between_fields":
         return None, list(details[0]["ctx"]["problems"])
     problems = _described(details, data)
-    return None, problems + _between_the_right_fields(data, [problem.path for problem in problems])
+    between = _between_the_right_fields(data, [problem.path for problem in problems])
+    return None, _without_what_is_misspelt(problems, details, data) + between
 
 
 def _between_the_right_fields(data: dict[str, Any], wrong: Sequence[KeyPath]) -> list[FieldProblem]:
     """Check the rules between fields with everything at `wrong` taken out."""
     rest = copy.deepcopy(data)
     for path in wrong:
-        _take_out(rest, path)
+        take_out(rest, path)
     try:
         Recipe.model_validate(rest)
     except ValidationError as error:
@@ -60,7 +61,8 @@ def _between_the_right_fields(data: dict[str, Any], wrong: Sequence[KeyPath]) ->
     return []
 
 
-def _take_out(data: dict[str, Any], path: KeyPath) -> None:
+def take_out(data: dict[str, Any], path: KeyPath) -> None:
+    """Remove what stands at `path`; a stand-in comes where something is required."""
     parent: Any = data
     for part in path[:-1]:
         try:
@@ -72,10 +74,10 @@ def _take_out(data: dict[str, Any], path: KeyPath) -> None:
         parent[last] = "?"
     elif isinstance(parent, dict):
         parent.pop(last, None)
-        if class_at(path) is not None and str(last) in STAND_INS:
-            parent[last] = STAND_INS[str(last)]
-        elif len(path) == 2 and path[0] == "tasks":  # keep the task's name
+        if len(path) == 2 and path[0] == "tasks":  # keep the task's name
             parent[last] = {"train": "?", "format": "?"}
+        elif class_at(path) is not None and str(last) in STAND_INS:
+            parent[last] = copy.deepcopy(STAND_INS[str(last)])
 
 
 def _overlap(one: KeyPath, other: KeyPath) -> bool:
@@ -97,6 +99,19 @@ def _described(details: Sequence[ErrorDetails], data: dict[str, Any]) -> list[Fi
             message = f"{wanted} or {_wanted(error)}, found {_found(error['input'])}"
             problems[problem.path] = FieldProblem(first.path, message, first.fix)
     return list(problems.values())
+
+
+def _without_what_is_misspelt(
+    problems: Sequence[FieldProblem], details: Sequence[ErrorDetails], data: dict[str, Any]
+) -> list[FieldProblem]:
+    """Without the keys that are missing because they stand there under a misspelt name."""
+    kinds = {_problem(error, _path_in_data(error["loc"], data)).path: error for error in details}
+    meant = set()
+    for path, error in kinds.items():
+        if error["type"] == "extra_forbidden":
+            known = class_at(path[:-1]).model_fields
+            meant.add((*path[:-1], nearest(str(path[-1]), known)))
+    return [p for p in problems if kinds[p.path]["type"] != "missing" or p.path not in meant]
 
 
 def _path_in_data(loc: Sequence[str | int], data: Any) -> KeyPath:

@@ -585,6 +585,12 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 def tokenizer_of(model: ModelRecipe) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a model; UserError if it cannot be loaded."""
+    require_config(model)
+    return read_tokenizer(model)
+
+
+def require_config(model: ModelRecipe) -> None:
+    """Refuse a folder that holds no model."""
     folder = Path(model.name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(
@@ -592,6 +598,10 @@ def tokenizer_of(model: ModelRecipe) -> PreTrainedTokenizerBase:
             where="model.name_or_path",
             fix="give a folder made by save_pretrained (of model and tokenizer)",
         )
+
+
+def read_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name, whatever else is there."""
     try:
         return AutoTokenizer.from_pretrained(
             model.name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code

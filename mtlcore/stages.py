@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,10 +56,16 @@ def _stage(run: Run, stage: StageRecipe) -> Stage:
 def _steps(run: Run, active: tuple[bool, ...], epochs: float) -> int:
     sizes = [len(task.train) * on for task, on in zip(run.tasks, active, strict=True)]
     largest = max(range(len(sizes)), key=sizes.__getitem__)
-    before, run.active = run.active, list(active)
-    share = run.sampler.expected_shares(run, 0)[largest]
-    run.active = before
+    share = expected_shares(run, active)[largest]
     return max(1, math.ceil(epochs * sizes[largest] / (rows_per_step(run) * share)))
+
+
+def expected_shares(run: Run, active: Sequence[bool]) -> list[float]:
+    """[T] the sampler's shares at the start, with `active` [T] tasks trained."""
+    before, run.active = run.active, list(active)
+    shares = run.sampler.expected_shares(run, 0)
+    run.active = before
+    return shares
 
 
 def tasks_of(run: Run, stage: str) -> list[Task]:

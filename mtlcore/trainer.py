@@ -29,7 +29,7 @@ from mtlcore.distributed import (
 )
 from mtlcore.errors import MtlcoreError, UserError
 from mtlcore.files import replacing
-from mtlcore.gradients import Direction, Gradients
+from mtlcore.gradients import Direction, Gradients, folds_rows
 from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
 from mtlcore.nonfinite import Guard
@@ -68,7 +68,6 @@ class Trainer:
         )
         if self.gradients.mode == "multi_pass":
             run.note("gradients: multi_pass, one backward pass per task and micro-batch")
-        self.reads_rows = any(c.needs in ("gramian", "rows") for c in run.components.values())
         self.stages = plan_stages(run)
         self.last_weights = [1.0 / len(run.tasks)] * len(run.tasks)
         self.had_effect = False
@@ -211,15 +210,18 @@ class Trainer:
 
         `outputs` is None in a process without rows.
         """
-        if not self.gradients.has_shared or self.gradients.mode != "one_pass" or self.reads_rows:
+        if not self.gradients.has_shared or self.gradients.mode != "one_pass":
+            return None
+        components = self.run.components.values()
+        if not folds_rows(self.run.weighting, components, micro_batches * world_size()):
             return None
         needs = self.run.weighting.needs
         if needs == "nothing":
             weights = known if known is not None else self.weigh()
-        elif needs == "losses" and outputs and micro_batches == 1 and world_size() == 1:
-            weights = self.weigh(self.gradients.mean_losses_of(outputs.loss_sums))
-        else:
+        elif outputs is None:
             return None
+        else:
+            weights = self.weigh(self.gradients.mean_losses_of(outputs.loss_sums))
         if isinstance(weights, Direction):
             raise MtlcoreError(
                 f"the weighting {self.run.weighting.name!r} gave a Direction, which is made of the "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mtlcore.data.check_report import CheckReport, GroupCheck, TaskCheck
+    from mtlcore.preflight.records import Memory, ModelCheck, Plan
 
 MOST_LABELS = 20
 
@@ -34,10 +35,10 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at all rows of a recipe before it is trained; loads no model."""
+    """Look at recipe, model and rows before training; say what a run would take."""
     from rich.console import Console
 
-    from mtlcore.data.checks import check_recipe
+    from mtlcore.preflight.check import check_recipe
 
     errors = Console(stderr=True)
     with only_results_on_stdout(), errors.status("reading") as status:
@@ -80,6 +81,14 @@ def _print(found: CheckReport) -> None:
                 say(f"  {near.rows[0]} ~ {near.rows[1]} (similarity {near.similarity:.2f})")
     for group in found.groups:
         console.print(_groups_table(group))
+    if found.model is not None:
+        console.print(_adapters_table(found.model))
+        say(_base_line(found.model))
+    if found.plan is not None:
+        console.print(_stages_table(found.plan))
+        console.print(_memory_table(found.plan.memory))
+        for line in _plan_lines(found.plan):
+            say(line)
     for note in found.notes:
         say(f"note: {note}")
     kinds = (("warning", "yellow", found.warnings), ("error", "red", found.errors))
@@ -154,6 +163,77 @@ def _groups_table(group: GroupCheck) -> Table:
     if group.values > len(group.groups):
         table.add_row(f"and {group.values - len(group.groups)} more", "", "", "", "")
     return table
+
+
+def _adapters_table(model: ModelCheck) -> Table:
+    from mtlcore.preflight.records import readable
+
+    table = _table("adapters")
+    for name in ("adapter", "tasks"):
+        table.add_column(name, overflow="fold")
+    for name in ("r", "layers", "parameters", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for adapter in model.adapters:
+        table.add_row(
+            _text(adapter.name),
+            _text(", ".join(adapter.tasks)),
+            str(adapter.r or ""),
+            str(adapter.layers),
+            f"{adapter.parameters:,}",
+            readable(adapter.size) + ("" if adapter.trained else ", frozen"),
+        )
+    return table
+
+
+def _base_line(model: ModelCheck) -> str:
+    from mtlcore.preflight.records import readable
+
+    code = ", with code of its own (trust_remote_code)" if model.remote_code else ""
+    return (
+        f"on {model.architecture}{code}: {model.frozen_parameters:,} frozen parameters, "
+        f"{readable(model.frozen_size)} in {model.dtype}"
+    )
+
+
+def _stages_table(plan: Plan) -> Table:
+    table = _table("steps")
+    for name in ("stage", "task"):
+        table.add_column(name, overflow="fold")
+    for name in ("steps", "rows", "passes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in plan.stages:
+        for task, rows in stage.rows.items():
+            cells = (str(stage.steps), f"{rows:,.0f}", f"{stage.passes[task]:.2f}")
+            table.add_row(_text(stage.name), _text(task), *cells)
+    table.caption = _text("passes over the task's rows, expected")
+    return table
+
+
+def _memory_table(memory: Memory) -> Table:
+    from mtlcore.preflight.records import readable
+
+    table = _table(f"memory ({memory.device})")
+    table.add_column("of")
+    table.add_column("size", justify="right")
+    estimates = ("activations", "logits", "total")
+    for name, size in vars(memory).items():
+        if name != "device":
+            table.add_row(name + " (estimate)" * (name in estimates), readable(size))
+    return table
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    """What a run would do and need, in words."""
+    from mtlcore.preflight.records import readable
+
+    disk, tokens = plan.disk, plan.tokens_per_step
+    many = "" if disk.checkpoints == 1 else "s"
+    return [
+        f"steps: {plan.steps:,} of {plan.rows_per_step:,} rows each, in one process",
+        f"tokens of a step: mean {tokens.mean:,.0f}, 95% below {tokens.p95:,.0f}",
+        f"disk: {disk.checkpoints} checkpoint{many} of {readable(disk.checkpoint)}, "
+        f"{readable(disk.needed)} in all; free: {readable(disk.free)}",
+    ]
 
 
 def _text(text: str, style: str = "") -> Text:

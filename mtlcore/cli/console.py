@@ -21,6 +21,8 @@ def print_error(error: MtlcoreError) -> None:
         count = len(error.problems)
         if count > 1:
             _red(f"{count} problems")
+        if error.fix:
+            typer.echo(f"  fix: {error.fix}", err=True)
     elif isinstance(error, UserError):
         _print_problem(error.problem)
     else:

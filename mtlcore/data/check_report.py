@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from mtlcore.errors import Problem
+from mtlcore.errors import Problem, UserError
+from mtlcore.preflight.records import ModelCheck, Plan
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 SHOWN = 20
 """So many places of one kind are kept; all are counted."""
 TOO_FEW = 10
@@ -173,6 +176,20 @@ class CheckReport:
     warnings: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What is only to be known, such as how rows were divided."""
+    model: ModelCheck | None = None
+    """None if the model was not looked at, or has not what the recipe adapts."""
+    plan: Plan | None = None
+    """None where anything that it is made of is wrong or was not looked at."""
+
+    def collect(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kw: Arguments.kwargs
+    ) -> Result | None:
+        """Call a function; the problems of a UserError go to the errors, and None comes back."""
+        try:
+            return function(*args, **kw)
+        except UserError as error:
+            self.errors += error.problems
+            return None
 
     def exit_code(self, *, strict: bool = False) -> int:
         """0, or 2 if there are errors; with `strict` also if there are warnings."""

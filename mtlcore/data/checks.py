@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mtlcore.data.check_report import CheckReport
 from mtlcore.data.task_checks import Column, Kept, Progress, TaskChecker
-from mtlcore.errors import Problem, UserError, did_you_mean, require_tasks
+from mtlcore.errors import Problem, did_you_mean, require_tasks
+from mtlcore.recipe_components import Made, check_components, make_components, named_components
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mtlcore.data.tasks import Task
+    from mtlcore.model.layout import Layout
     from mtlcore.plugins import PluginManager
     from mtlcore.recipe import Recipe
 
 
-def check_recipe(
-    recipe: str | Path,
-    overrides: Iterable[str] = (),
-    *,
-    tasks: Sequence[str] | None = None,
-    columns: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> CheckReport:
-    """Read a recipe file and its tokenizer, and check its components and the rows of its tasks.
+@dataclass
+class Looked:
+    """What a run would get: the tasks and components without an error."""
 
-    `columns` name groups of people to count. Raises only if the recipe, a plugin or the tokenizer
-    cannot be read; what is wrong with the components and the data is in the report.
-    """
-    from mtlcore.plugins import PluginManager
-    from mtlcore.recipe_file import read_recipe
-    from mtlcore.run import load_tokenizer
-
-    read = read_recipe(recipe, overrides)
-    loaded = read.recipe
-    with read.locating_errors():
-        plugins = PluginManager.load(local=loaded.plugins.load, disable=loaded.plugins.disable)
-        tokenizer = load_tokenizer(loaded)
-    report = check_tasks(
-        loaded, tokenizer, plugins, tasks=tasks, columns=columns, progress=progress
-    )
-    report.errors = [read.located(problem) for problem in report.errors]
-    report.warnings = [read.located(problem) for problem in report.warnings]
-    report.notes[:0] = read.notes
-    return report
+    tasks: list[Task]
+    components: Made
+    layout: Layout | None
 
 
 def check_tasks(
@@ -64,6 +44,23 @@ def check_tasks(
     """
     require_tasks(tasks or (), recipe.tasks, "--task")
     report = CheckReport()
+    look_at_tasks(
+        recipe, tokenizer, plugins, report, tasks=tasks, columns=columns, progress=progress
+    )
+    return report
+
+
+def look_at_tasks(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    plugins: PluginManager,
+    report: CheckReport,
+    *,
+    tasks: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Looked:
+    """What `check_tasks` does; problems go to the report, the tasks and components come back."""
     wanted = [*(Column(name, f"--column {name}") for name in columns), *_columns_of(recipe)]
     checks = []
     for name in recipe.tasks:
@@ -77,28 +74,25 @@ def check_tasks(
     _compare_tasks(checks, report)
     _require_columns(wanted, checks, report, whole=tasks is None)
     readable = [task for check in checks if (task := check.as_task()) is not None]
-    _check_components(recipe, plugins, readable, report)
-    return report
+    made = make_components(recipe, plugins)
+    layout = _check_components(recipe, plugins, made, readable, report)
+    return Looked(readable, made, layout)
 
 
 def _check_components(
-    recipe: Recipe, plugins: PluginManager, tasks: Sequence[Task], report: CheckReport
-) -> None:
+    recipe: Recipe,
+    plugins: PluginManager,
+    made: Made,
+    tasks: Sequence[Task],
+    report: CheckReport,
+) -> Layout | None:
     """What a run would refuse before its first step."""
-    from mtlcore.recipe_components import check_components, make_components
     from mtlcore.run import layout_of, trackers
 
-    made = make_components(recipe, plugins)
     report.errors += made.problems
-    layout = None
-    try:
-        trackers(recipe.training.report_to)
-    except UserError as error:
-        report.errors += error.problems
-    try:
-        layout = layout_of(recipe)
-    except UserError as error:
-        report.errors += error.problems
+    for name in recipe.training.report_to:
+        report.collect(trackers, [name])
+    layout = report.collect(layout_of, recipe)
     for task in tasks:
         plugins.register(task.format, f"tasks.{task.name}.format")
     # A column that is missing was told already.
@@ -107,24 +101,14 @@ def _check_components(
     errors, warnings = check_components(plugins, made.by_key, recipe, tasks, layout)
     report.errors += [p for p in errors if p.where.removesuffix(".column") not in missing]
     report.warnings += warnings
+    return layout
 
 
 def _columns_of(recipe: Recipe) -> Iterator[Column]:
     """The option `column` of every component of the recipe."""
-    specs: dict[str, Any] = {}
-    for key in ("weighting", "sampling", "replay", "overall"):
-        specs[key] = getattr(recipe, key)
-    for key in ("regularization", "monitoring", "auditing"):
-        specs |= {f"{key}[{i}]": spec for i, spec in enumerate(getattr(recipe, key))}
-    for key, spec in specs.items():
-        if spec is not None and isinstance(spec.options.get("column"), str):
-            yield Column(spec.options["column"], f"{key}.column")
-    for name, task in recipe.tasks.items():
-        task_specs = {"rows": task.rows}
-        task_specs |= {f"metrics[{i}]": spec for i, spec in enumerate(task.metrics)}
-        for key, spec in task_specs.items():
-            if isinstance(spec.options.get("column"), str):
-                yield Column(spec.options["column"], f"tasks.{name}.{key}.column", name)
+    for key, (_, spec, task) in named_components(recipe).items():
+        if isinstance(spec.options.get("column"), str):
+            yield Column(spec.options["column"], f"{key}.column", task)
 
 
 def _compare_tasks(checks: Sequence[TaskChecker], report: CheckReport) -> None:

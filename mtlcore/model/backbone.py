@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import Problem, RecipeError, UserError, did_you_mean
 from mtlcore.losses import Outputs, cross_entropy, linear_cross_entropy, sum_by_task
 from mtlcore.model import attention
 from mtlcore.model.bottleneck import Bottleneck
@@ -32,18 +32,48 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 def load_backbone(recipe: ModelRecipe, device: torch.device) -> PreTrainedModel:
     """Load the base model: a folder or a hub name. `dtype: auto` is fp32 on CPU, else its own."""
-    dtype: Any = DTYPES.get(recipe.dtype, torch.float32 if device.type == "cpu" else "auto")
-    try:
+    with _telling(recipe):
         model: Any = AutoModelForCausalLM.from_pretrained(
             recipe.name_or_path,
             revision=recipe.revision,
-            dtype=dtype,
+            dtype=_dtype(recipe, device),
             trust_remote_code=recipe.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
-        raise cannot_load("the model", recipe, error) from error
     loaded: PreTrainedModel = model.to(device)
     return loaded
+
+
+def empty_backbone(recipe: ModelRecipe, device: torch.device) -> PreTrainedModel:
+    """The base model without its weights: by its configuration, on the meta device.
+
+    `device` is where a run would have it, which `dtype: auto` depends on.
+    """
+    with _telling(recipe), torch.device("meta"):
+        config = AutoConfig.from_pretrained(
+            recipe.name_or_path,
+            revision=recipe.revision,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+        dtype = _dtype(recipe, device)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config,
+            dtype=(config.dtype or torch.float32) if dtype == "auto" else dtype,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+    return model
+
+
+def _dtype(recipe: ModelRecipe, device: torch.device) -> Any:
+    return DTYPES.get(recipe.dtype, torch.float32 if device.type == "cpu" else "auto")
+
+
+@contextmanager
+def _telling(recipe: ModelRecipe) -> Iterator[None]:
+    """Tell what the library says of a model that it cannot load."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise cannot_load("the model", recipe, error) from error
 
 
 def cannot_load(what: str, recipe: ModelRecipe, error: Exception) -> UserError:
@@ -444,10 +474,13 @@ def find_targets(
         missing = [t for t in target_modules if not any(_ends_with(n, t) for n in linear)]
         if missing:
             ends = sorted({name.rpartition(".")[2] for name in linear})
-            raise UserError(
-                f"the model has no linear layer {missing[0]!r}",
-                where=where,
-                fix=f"{did_you_mean(missing[0], ends)} (linear layers: {', '.join(ends)})",
+            raise RecipeError(
+                Problem(
+                    where,
+                    f"the model has no linear layer {target!r}",
+                    f"{did_you_mean(target, ends)} (linear layers: {', '.join(ends)})",
+                )
+                for target in missing
             )
         found = {n: m for n, m in linear.items() if any(_ends_with(n, t) for t in target_modules)}
     if not found:

@@ -14,7 +14,7 @@ from mtlcore.data.fields import kind_of
 from mtlcore.distributed import all_reduce_sum, rank, world_size
 from mtlcore.errors import UserError, did_you_mean
 from mtlcore.evaluation.predictions import sum_losses
-from mtlcore.stages import plan_stages
+from mtlcore.stages import expected_shares, plan_stages
 from mtlcore_plugins.sampling._rows import Passes, PreparedChooser, columns_of, where
 
 if TYPE_CHECKING:
@@ -198,13 +198,11 @@ class Curriculum(PreparedChooser[Course]):
 
 def expected_draws(run: Run, task: Task) -> float:
     """Rows of a task that a whole run is expected to take, by its sampler's shares at the start."""
-    active, draws = run.active, 0.0
+    draws = 0.0
     for stage in plan_stages(run):
         if stage.active[task.index]:
-            run.active = list(stage.active)
-            share = run.sampler.expected_shares(run, 0)[task.index]
+            share = expected_shares(run, stage.active)[task.index]
             draws += stage.steps * rows_per_step(run) * share
-    run.active = active
     return draws
 
 
