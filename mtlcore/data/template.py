@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtlcore.data.example import RowError
 from mtlcore.data.fields import checked_text
-from mtlcore.data.special import CUT
+from mtlcore.data.special import cut_printed, uncut_row
 from mtlcore.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from jinja2 import nodes
+    from transformers import PreTrainedTokenizerBase
 
 
 class RowTemplate:
@@ -19,6 +21,9 @@ class RowTemplate:
     Each column is a variable; `row` is the whole row, for names such as `row["my column"]`. A name
     that the row lacks and a null that would be printed as "None" are RowErrors. The sandbox refuses
     access to Python's internals, because recipes are passed around.
+
+    The template sees the texts of the row as they are. What it prints is text: a special token is
+    meant only where the template itself writes it, outside of all expressions.
 
     As everywhere in Jinja2, one line end at the template's own end is left out. Raises ValueError
     if the source is not a template.
@@ -29,22 +34,25 @@ class RowTemplate:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         self.option = option
-        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_not_null)
-        environment.policies["json.dumps_function"] = _json
+        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_printed)
         try:
-            self._template = environment.from_string(source)
+            self._template = environment.from_string(_printing_blocks(environment.parse(source)))
         except TemplateSyntaxError as error:
             raise ValueError(
                 f"{option} is not a Jinja2 template (line {error.lineno}: {error.message}); "
                 "write a column as {{ column }}"
             ) from None
 
-    def render(self, row: Mapping[str, Any]) -> str:
-        """The text of one row; RowError if the row does not fit, UserError if no row can."""
+    def render(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text of one row, for `encode_prompt` and its kin, which keep what is printed text.
+
+        RowError if the row does not fit, UserError if no row can.
+        """
         from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
+        row = uncut_row(row)
         try:
-            text = self._template.render({"row": row, **row})
+            written = list(self._template.generate({"row": row, **row}))
         except SecurityError as error:
             raise UserError(
                 f"the sandbox refuses this template: {error}",
@@ -59,22 +67,59 @@ class RowTemplate:
             raise RowError(message + "; write {{ name or '' }} if that is meant") from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise RowError(f"{self.option} fails: {type(error).__name__}: {error}") from None
-        return checked_text(text, self.option)
+        checked_text("".join(written), self.option)
+        # jinja yields the template's own words as plain texts
+        return cut_printed(tokenizer, [(text, type(text) is str) for text in written])
 
 
 class _NullPrintedError(Exception):
     """A null reached the output of a template."""
 
 
-def _not_null(value: Any) -> Any:
+class _Printed(str):
+    """What an expression of a template printed."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Itself: the code that jinja makes calls `str` on what it prints."""
+        return self
+
+
+class _PrintedMarkup(_Printed):
+    """The same of what the filter `safe` made."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
+
+
+def _printed(value: Any) -> _Printed:
     if value is None:
         raise _NullPrintedError
-    return value
+    return _PrintedMarkup(value) if hasattr(value, "__html__") else _Printed(value)
 
 
-def _json(value: Any, **options: Any) -> str:
-    r"""JSON for the filter tojson, which leaves the cuts in place: "\ufdd0" would be text."""
-    return re.sub(r"(?<!\\)((?:\\\\)*)\\ufdd0", rf"\1{CUT}", json.dumps(value, **options))
+def _printing_blocks(template: nodes.Template) -> nodes.Template:
+    """Let `filter`, `call` and recursive `for` blocks print by an expression, as all prints."""
+    from jinja2 import nodes
+    from jinja2.visitor import NodeTransformer
+
+    class Blocks(NodeTransformer):
+        def generic_visit(self, node: nodes.Node, *_: Any, **__: Any) -> Any:
+            super().generic_visit(node)
+            block = isinstance(node, nodes.FilterBlock | nodes.CallBlock)
+            if not (block or (isinstance(node, nodes.For) and node.recursive)):
+                return node
+            return [
+                nodes.AssignBlock(nodes.Name(name, "store"), None, [node], lineno=node.lineno),
+                nodes.Output([nodes.Name(name, "load")], lineno=node.lineno),
+            ]
+
+    name = "_printed_block"
+    Blocks().visit(template)
+    return template
 
 
 def _columns(row: Mapping[str, Any], error: Exception) -> str:

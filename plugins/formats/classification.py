@@ -80,7 +80,7 @@ class Classification(Format):
 
     def question(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of the prompt and of every option."""
-        prompt = self._template.render(row) if self._template else text_of(row, "text")
+        prompt = self._template.render(row, tokenizer) if self._template else text_of(row, "text")
         if not prompt.strip():
             raise RowError("the prompt is empty" if self._template else "column 'text' is empty")
         if not self._template:
