@@ -23,7 +23,7 @@ class RowTemplate:
     access to Python's internals, because recipes are passed around.
 
     The template sees the texts of the row as they are. What it prints is text: a special token is
-    meant only where the template itself writes it, outside of all expressions.
+    meant only where the template itself writes it, as it stands or as a constant `{{ "</s>" }}`.
 
     As everywhere in Jinja2, one line end at the template's own end is left out. Raises ValueError
     if the source is not a template.

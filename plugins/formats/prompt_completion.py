@@ -37,8 +37,10 @@ class PromptCompletion(Format):
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one row."""
         prompt = self._text(row, tokenizer)
-        made = self._completion and self._completion.render(row, tokenizer)
-        target = text_of(row, "completion") if made is None else made
+        if self._completion:
+            target = self._completion.render(row, tokenizer)
+        else:
+            target = text_of(row, "completion")
         input_ids, labels, prompt_length = encode_pair(tokenizer, prompt, target)
         return Example(task, index, prompt, target, input_ids, labels, prompt_length, fields=row)
 

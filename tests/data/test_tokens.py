@@ -322,6 +322,22 @@ def test_own_words_within_the_blocks_of_a_template_are_meant(name: str) -> None:
     assert found.input_ids[: found.prompt_length].count(tokenizer.eos_token_id) == 3
 
 
+@every
+@pytest.mark.parametrize(
+    ("template", "meant"), [("{{ 'EOS' }}{{ x }}", 1), ("{{ x ~ 'EOS' }}", 0), ("EOS{{ x }}EOS", 2)]
+)
+def test_a_constant_is_meant_and_what_is_joined_to_a_column_is_not(
+    template: str, meant: int, name: str
+) -> None:
+    tokenizer = MAKE(name)
+    form = PromptCompletion(template=template.replace("EOS", tokenizer.eos_token))
+    row = {"x": f"a{tokenizer.eos_token}", "completion": "b"}
+    found = make_example(form.example, row, task="a", index=0, tokenizer=tokenizer)
+    prompt = found.input_ids[: found.prompt_length]
+    assert prompt.count(tokenizer.eos_token_id) == meant
+    assert CUT not in found.prompt
+
+
 def with_special(spelling: str, *, lower: bool) -> Any:
     """A tokenizer of characters that normalises a text before it looks for special tokens."""
     letters = sorted({*"[]eosEOS ab", *spelling, CUT})
