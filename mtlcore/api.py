@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtlcore import checkpoint, checkpoint_store
 from mtlcore.checkpoint_store import Checkpoint, open_checkpoint
 from mtlcore.distributed import barrier, is_main, join_processes
-from mtlcore.errors import UserError
+from mtlcore.errors import UserError, require_tasks
 from mtlcore.plugins import changed_plugins
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
@@ -192,21 +192,25 @@ def _checkpoint_to_resume(
     return None
 
 
-def load(folder: str | Path, *, step: int | None = None) -> Run:
+def load(folder: str | Path, *, step: int | None = None, tasks: Iterable[str] = ()) -> Run:
     """Load a finished (or interrupted) run with the adapters it ended with.
 
     That is the newest checkpoint, or of an interrupted run that asks for it the best one; `step`
-    picks another. A note tells that a run is unfinished.
-    The tasks' rows are read only when an evaluation asks for them.
+    picks another. A note tells that a run is unfinished. `tasks` are names that it must have, which
+    is seen to before the model is loaded.
+    The tasks' rows are read only when an evaluation asks for them; label sets are those that the
+    run was trained with, whatever its files hold now.
     """
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder} holds no run", fix="give the folder of a run, e.g. runs/demo")
     loaded = read_recipe(folder / RECIPE, check_files=False)
+    require_tasks(tasks, loaded.recipe.tasks)
     chosen = checkpoint_to_load(folder, loaded.recipe, step)
     saved = open_checkpoint(chosen, checkpoint_store.ADAPTERS, checkpoint_store.STATE)
     with loaded.locating_errors():
         run = Run(loaded.recipe, folder, splits=())
+        checkpoint.take_learned(run, saved)
     checkpoint.load_adapters(run, saved)
     if told := checkpoint.unfinished(folder, loaded.recipe, chosen):
         run.note(told)

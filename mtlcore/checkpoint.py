@@ -24,6 +24,7 @@ from mtlcore.checkpoint_store import (
     supersede,
 )
 from mtlcore.commands import resume_command
+from mtlcore.data.loader import Learned
 from mtlcore.distributed import barrier, is_main, world_size
 from mtlcore.errors import UserError
 from mtlcore.files import replace_text
@@ -62,6 +63,10 @@ def snapshot(trainer: Trainer) -> Snapshot:
         "progress": trainer.progress_state(),
         "components": values,
         "origin": _origin(run),
+        "formats": {task.name: task.format.state_dict() for task in run.tasks},
+        "head_options": {
+            run.tasks[task].name: facts.options for task, facts in run.model.heads.facts.items()
+        },
     }
     return Snapshot(
         run.step,
@@ -99,6 +104,16 @@ def _origin(run: Run) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
+
+
+def take_learned(run: Run, saved: Checkpoint) -> None:
+    """Give a run without rows what the formats and heads took from those it was trained on."""
+    state = saved.state()
+    trained_on = state["origin"]["data"]
+    learned = {
+        name: Learned(kept, trained_on[f"{name}.train"]) for name, kept in state["formats"].items()
+    }
+    run.take_learned(learned, state["head_options"])
 
 
 def restore(trainer: Trainer, saved: Checkpoint) -> None:

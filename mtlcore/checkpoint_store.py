@@ -31,7 +31,10 @@ ADAPTERS, OPTIMIZER, COMPONENTS, STATE = (
     "components.safetensors",
     "state.json",
 )
-STATE_KEYS = {"step", "tasks", "rows_drawn", "scheduler", "progress", "components", "origin"}
+STATE_KEYS = {
+    "step", "tasks", "rows_drawn", "scheduler", "progress", "components", "origin", "formats",
+    "head_options",
+}  # fmt: skip
 
 
 @dataclass

@@ -343,7 +343,11 @@ class Format(Component):
     label_column: str | None = None  # the column whose values stratify a split, if any
 
     def prepare(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Read the train rows once before the first example, e.g. to collect the label set."""
+        """Read the train rows once before the first example, e.g. to collect the label set.
+
+        `state_dict` gives what it took from them, in JSON values: a loaded run hands that to
+        `load_state_dict` and does not call `prepare`.
+        """
 
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens and labels of one row; raises `RowError` for a bad one."""

@@ -69,15 +69,28 @@ def linear_cross_entropy(
     made piece by piece, and each piece's gradient with them, in the forward pass: the gradient of
     a token's loss is linear in what arrives for it, so the backward pass only multiplies (the
     order of work of Liger Kernel, Hsu et al. 2024, https://arxiv.org/abs/2410.10989).
-    Differentiable once.
+    Differentiable once, in `hidden`: ValueError if weight or bias wants a gradient.
     """
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)  # once, not once a piece
-        bias = None if bias is None else bias.to(dtype)
+    given = {"weight": weight, "bias": bias}
+    trained = [name for name, one in given.items() if one is not None and one.requires_grad]
+    if trained and torch.is_grad_enabled():
+        raise ValueError(
+            f"linear_cross_entropy gives no gradient to {' and '.join(trained)}: "
+            "take cross_entropy of whole logits"
+        )
+    hidden, weight = _autocast(hidden), _autocast(weight)  # once, not once a piece
+    bias = None if bias is None else _autocast(bias)
     apply: Any = _LinearCrossEntropy.apply  # torch leaves it untyped
     losses: Tensor = apply(hidden, weight, bias, labels, smoothing)
     return losses
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """The tensor as torch's autocast hands it to a linear layer: fp64 stays."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtlcore import seeds
-from mtlcore.data.loader import TaskLoader
+from mtlcore.data.fields import kind_of
+from mtlcore.data.loader import Learned, TaskLoader
 from mtlcore.data.readers import Table
 from mtlcore.data.sources import Rows
 from mtlcore.data.splits import SPLITS
@@ -115,6 +116,7 @@ class Run:
         self.tokenizer = load_tokenizer(recipe)
         self.create_components()
         self.tasks: list[Task] = []
+        self.learned: dict[str, Learned] = {}  # by task, of a run that was loaded
         self._load_tasks(splits)
         self.stage = ""  # the name of the stage of now
         self.findings: list[Finding] = []  # of the last audit
@@ -155,7 +157,9 @@ class Run:
     def _load_tasks(self, splits: Sequence[str]) -> None:
         for task in self.tasks:
             self.plugins.unregister(f"tasks.{task.name}.format")
-        self.tasks = load_tasks(self.recipe, self.tokenizer, self.plugins, splits=splits)
+        self.tasks = load_tasks(
+            self.recipe, self.tokenizer, self.plugins, splits=splits, learned=self.learned
+        )
         self._has_data = bool(splits)
         for task in self.tasks:
             self.plugins.register(task.format, f"tasks.{task.name}.format")
@@ -174,6 +178,13 @@ class Run:
             self.note(f"batches are padded: {self.model.flat_problem}")
         if self.recipe.training.gradient_checkpointing:
             self.model.backbone.activation_checkpointing_enable({"use_reentrant": False})
+
+    def take_learned(self, learned: dict[str, Learned], options: Mapping[str, list[str]]) -> None:
+        """Take what a trained run took from its rows: for the formats, and each head's options."""
+        self.learned = learned
+        self._load_tasks(())
+        for name, known in options.items():
+            self.model.heads.take_options(self.task(name).index, tuple(known))
 
     # -- what components use ------------------------------------------------------------------
 
@@ -301,10 +312,13 @@ class Run:
         """
         chosen = self.task(task)
         if not isinstance(rows, Rows):
+            _require_objects(rows)
             table = Table([dict(row) for row in rows], None)
             rows = Rows("rows", "", (("rows", table),))
-        loader = TaskLoader(self.recipe, task, self.tokenizer, self.plugins)
-        if loader.format.reads_train_rows:
+        loader = TaskLoader(self.recipe, task, self.tokenizer, self.plugins, self.learned.get(task))
+        if self._has_data:
+            loader.format = chosen.format
+        elif loader.needs_train_rows:
             loader.load(("train",))
             loader.notes.clear()  # they are about the training
         questions = loader.questions(rows)
@@ -498,9 +512,6 @@ class Run:
                 "nothing chosen to export", fix="give a task, shared=True or merged=True"
             )
         index = SHARED_ONLY if task is None else self.task(task).index
-        if index in self.model.heads and not self._has_data:
-            self._load_tasks(SPLITS)  # for the options that its head chooses from
-            self.model.heads.facts[index] = TaskFacts.of(self.tasks[index], self.recipe)
         if merged:
             return export.merged_model(self.model, index, Path(folder), self.tokenizer)
         return export.peft_adapter(self.model, index, Path(folder), self.recipe.model.name_or_path)
@@ -521,6 +532,15 @@ class Run:
             "flat_batches": self.model.flat,
             "notes": self.notes,
         }
+
+
+def _require_objects(rows: Sequence[Any]) -> None:
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise UserError(
+                f"row {number} must be an object of columns, found {kind_of(row)}",
+                fix="give a list of rows, each like {'text': 'a good film'}",
+            )
 
 
 def trackers(names: Sequence[str]) -> list[str] | None:

@@ -69,6 +69,7 @@ def take_over(run: Run) -> None:
                 fix=f"new: {', '.join(t.name for t in new)}; old: {', '.join(before.tasks)}",
             )
     _require_same_function(run, before, folder)
+    _require_same_options(run, place)
     saved = checkpoint.read_adapters(place)
     state = run.model.adapter_state()
     of_new = {key for task in new for key in run.model.adapter_state(owner=task.index)}
@@ -154,6 +155,21 @@ def _require_same_function(run: Run, before: Recipe, folder: Path) -> None:
             where=changed[0],
             fix="keep them as in its recipe.yaml",
         )
+
+
+def _require_same_options(run: Run, place: Path) -> None:
+    """A head that is taken over chooses between the options that it was trained with."""
+    options: dict[str, list[str]] = open_checkpoint(place, STATE).state()["head_options"]
+    for name, then in options.items():
+        now = run.model.heads.facts[run.task(name).index].options or ()
+        if list(now) != then:
+            raise UserError(
+                f"the head of {name!r} was trained to choose between {', '.join(then)}; its rows "
+                f"have the options {', '.join(now)}",
+                where=f"tasks.{name}.format",
+                fix="keep the labels of the start run, in their order, or add the rows as a task "
+                "of another name",
+            )
 
 
 def _source(run: Run, start: StartRecipe, task: Task, old: list[Task]) -> Task | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -134,14 +135,22 @@ LENGTHS, TASKS = [6, 3, 9, 4], [0, 1, 1, 2]
     # not gemma2 padded: the library's fp32 softmax turns its fp64 mask into NaN
     [("gemma2", True), *itertools.product(("llama", "gpt2", "opt"), (True, False))],
 )
-def test_the_models_losses_are_those_of_its_logits(name: str, flat: bool, training: bool) -> None:
+def test_the_models_losses_are_those_of_its_logits(
+    name: str, flat: bool, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = multi_task(name, smoothing=[0.1, 0.0, 0.3]).train(training)
     assert model.try_flat(), model.flat_problem
     batch = batch_of(examples(LENGTHS, tasks=TASKS), 3, flat=flat)
     given: list[tuple[int, ...]] = []
-    model.backbone.get_output_embeddings().register_forward_hook(
-        lambda _, args, output: given.append(tuple(output.shape))
-    )
+    head = model.backbone.get_output_embeddings()
+    forward = head.forward
+
+    def watched(hidden: torch.Tensor) -> torch.Tensor:  # a hook would make the logits whole
+        logits: torch.Tensor = forward(hidden)
+        given.append(tuple(logits.shape))
+        return logits
+
+    monkeypatch.setattr(head, "forward", watched)
     found, expected = model(batch), model(batch, keep_logits=True)
     tokens = sum(batch.counts)
     # Gemma 2 bends its logits after the head, so they are wanted as a whole.
@@ -155,11 +164,49 @@ def test_the_models_losses_are_those_of_its_logits(name: str, flat: bool, traini
     torch.testing.assert_close(mine, theirs)
 
 
-def test_a_trained_output_head_gets_its_gradient() -> None:
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_a_trained_output_head_gets_its_gradient(trained: str) -> None:
     model = multi_task()
     head = model.backbone.get_output_embeddings()
-    head.weight.requires_grad_()
+    head.bias = nn.Parameter(torch.zeros_like(head.weight[:, 0]), requires_grad=False)
+    parameter = getattr(head, trained).requires_grad_()
     batch = batch_of(examples(LENGTHS, tasks=TASKS), 3)
     model(batch).loss_sums.sum().backward()
-    assert head.weight.grad is not None
-    assert head.weight.grad.abs().sum() > 0
+    assert parameter.grad is not None
+    assert parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_hooks_on_the_output_head_act_on_the_losses(place: str) -> None:
+    model = multi_task()
+    head = model.backbone.get_output_embeddings()
+    batch = batch_of(examples(LENGTHS, tasks=TASKS), 3)
+    plain = model(batch).token_losses
+    if place == "before":
+        handle = head.register_forward_pre_hook(lambda _, args: (args[0] * 0.5,))
+    else:
+        handle = head.register_forward_hook(lambda _, args, output: output * 0.5)
+    hooked = model(batch).token_losses
+    torch.testing.assert_close(hooked, model(batch, keep_logits=True).token_losses)
+    assert not torch.allclose(hooked, plain)
+    handle.remove()
+    torch.testing.assert_close(model(batch).token_losses, plain)
+
+
+@pytest.mark.parametrize("trained", [1, 2])
+def test_a_trained_weight_is_refused_instead_of_left_without_a_gradient(trained: int) -> None:
+    given = problem(5)
+    given[trained].requires_grad_()
+    with pytest.raises(ValueError, match=r"no gradient to (weight|bias): "):
+        linear_cross_entropy(*given)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(*given), whole(*given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_autocast_makes_of_the_pieces_what_it_makes_of_the_whole(dtype: torch.dtype) -> None:
+    given = problem(23, dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = linear_cross_entropy(*given), whole(*given)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected)

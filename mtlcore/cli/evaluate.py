@@ -23,7 +23,7 @@ def evaluate(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        scores = load(run).evaluate(
+        scores = load(run, tasks=task or ()).evaluate(
             split,
             tasks=task or None,
             save_as=split,

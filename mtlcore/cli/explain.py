@@ -41,7 +41,9 @@ def explain(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        found = explain_row(load(run), task, row, split=split, method=method, n_steps=n_steps)
+        found = explain_row(
+            load(run, tasks=[task]), task, row, split=split, method=method, n_steps=n_steps
+        )
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
         return

@@ -43,7 +43,7 @@ def export(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        loaded = load(run)
+        loaded = load(run, tasks=[task] if task else ())
         if merged:
             written = [loaded.export(out or run / "merged" / (task or ""), task=task, merged=True)]
         elif shared:

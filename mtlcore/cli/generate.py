@@ -42,7 +42,7 @@ def generate(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        outputs = load(run).generate(prompts, names)
+        outputs = load(run, tasks=filter(None, names)).generate(prompts, names)
     for prompt, name, output in zip(prompts, names, outputs, strict=True):
         if as_json:
             row = {"task": name, "prompt": prompt, "output": output}

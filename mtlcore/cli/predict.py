@@ -38,7 +38,7 @@ def predict(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        answers = load(run).predict_rows(task, rows)
+        answers = load(run, tasks=[task]).predict_rows(task, rows)
     lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in answers]
     if out is None:
         for line in lines:

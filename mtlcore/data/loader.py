@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 SHOWN_BAD_ROWS = 5
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What the format of a task took from the train rows of a run that is done."""
+
+    state: Mapping[str, Any]
+    """Of its `state_dict`; empty if it keeps none."""
+    train: str
+    """The fingerprint of the train rows."""
+
+
 @dataclass
 class Part:
     """Rows of one source that form one split."""
@@ -45,6 +55,7 @@ class Part:
 class TaskLoader:
     """Loads the rows of one task; `notes` collects what the user should be told.
 
+    With `learned` the format is as it was when a run was trained, whatever the train rows are now.
     `load` does it all and raises at the first problem. Its steps are `read` (each file), `divide`
     (duplicates, held-out rows, leaked rows, max_rows) and `prepare` (the format), then
     `example` for each row and `fit` to its length.
@@ -56,6 +67,7 @@ class TaskLoader:
         name: str,
         tokenizer: PreTrainedTokenizerBase,
         plugins: PluginManager,
+        learned: Learned | None = None,
     ) -> None:
         self.name = name
         self.recipe = recipe.tasks[name]
@@ -65,6 +77,7 @@ class TaskLoader:
         self.seed = recipe.training.seed if seed is None else seed
         self.where = f"tasks.{name}"
         self._plugins = plugins
+        self._learned = learned
         self.format: Format = self._new_format()
         self.notes: list[str] = []
 
@@ -84,6 +97,7 @@ class TaskLoader:
             if name in wanted
         }
         parts = self.divide(sources)
+        self._require_same_train_rows(parts["train"])
         self.prepare(parts["train"])
         return parts
 
@@ -141,9 +155,35 @@ class TaskLoader:
 
     def _new_format(self) -> Format:
         found: Format = self._plugins.create("format", self.recipe.format, f"{self.where}.format")
+        if self._learned is not None:
+            found.load_state_dict(self._learned.state)
         return found
 
+    @property
+    def needs_train_rows(self) -> bool:
+        """Whether the format must see the train rows before it can read another."""
+        return self.format.reads_train_rows and not self._is_restored
+
+    @property
+    def _is_restored(self) -> bool:
+        return self._learned is not None and bool(self._learned.state)
+
+    def _require_same_train_rows(self, train: Part) -> None:
+        """Refuse other rows than those trained on, where only they say what the format learned."""
+        if self._learned is None or not self.needs_train_rows:
+            return
+        if self._fingerprint(train) != self._learned.train:
+            raise UserError(
+                f"the train rows of {self.name!r} are not those that the run was trained on, and "
+                f"its format {self.format.name!r} reads them anew",
+                where=f"{self.where}.train",
+                fix="bring its file back, or give the format `state_dict` and `load_state_dict` "
+                "and train again",
+            )
+
     def _prepare(self, form: Format, train: Part) -> None:
+        if self._is_restored:
+            return
         try:
             form.prepare([self.mapped(train.source[number]) for number in train.numbers])
         except ValueError as error:
@@ -295,12 +335,17 @@ class TaskLoader:
                 f"task {self.name!r}: {counts.skipped} bad {name} rows were skipped",
                 *counts.bad,
             ]
+        source = part.source
+        fingerprint = self._fingerprint(part)
+        return Split(name, examples, counts, source.path, fingerprint, source.fingerprint)
+
+    @staticmethod
+    def _fingerprint(part: Part) -> str:
         fingerprint = part.source.fingerprint
         if len(part.numbers) < len(part.source):
             text = f"{fingerprint}:{','.join(map(str, part.numbers))}"
             fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        source = part.source
-        return Split(name, examples, counts, source.path, fingerprint, source.fingerprint)
+        return fingerprint
 
     def _examples(self, part: Part, counts: Counts, where: str) -> Iterator[Example]:
         shown: list[str] = []

@@ -125,6 +125,10 @@ def load_rows(source: SourceRecipe, task: str, where: str) -> Rows:
 
 def read_file(path: Path) -> Rows:
     """Read all rows of one local file."""
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, and one file is read", fix=f"name a file in it: {_files_in(path)}"
+        )
     if not path.is_file():
         raise _missing(path, "")
     return _read_files([path], str(path), "")
@@ -201,16 +205,21 @@ def file_ending(path: Path) -> str:
     return ""
 
 
+def _files_in(folder: Path) -> str:
+    """The first files that can be read, for a message."""
+    files = sorted(child.name for child in folder.iterdir() if file_ending(child))
+    return ", ".join(files[:10]) or "none is readable"
+
+
 def _read_folder(source: SourceRecipe, path: Path, where: str) -> Rows:
     if source.data_files is not None:
         _refuse_hub_options(source, ("split",), where)
         return _read_files(_listed_files(source.data_files, path, where), str(path), where)
     if not any((path / mark).is_file() for mark in SAVED_MARKS):
-        files = sorted(child.name for child in path.iterdir() if file_ending(child))
         raise UserError(
             f"{path} is a folder, but not one written by save_to_disk of `datasets`",
             where=where,
-            fix=f"name its files in data_files: {', '.join(files[:10]) or 'none is readable'}",
+            fix=f"name its files in data_files: {_files_in(path)}",
         )
     import datasets
 

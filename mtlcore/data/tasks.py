@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mtlcore.data.loader import TaskLoader
+from mtlcore.data.loader import Learned, TaskLoader
 from mtlcore.data.splits import SPLITS, Counts, Split
 from mtlcore.errors import UserError
 
@@ -58,11 +59,13 @@ def load_tasks(
     plugins: PluginManager,
     *,
     splits: Sequence[str] = SPLITS,
+    learned: Mapping[str, Learned] = MappingProxyType({}),
 ) -> list[Task]:
     """Read the tasks of a recipe, in its order, with the splits asked for.
 
     With no splits, no file is read. Else the train rows are always read, because held-out rows and
-    label sets come from them; examples are made for `splits` only.
+    label sets come from them; examples are made for `splits` only. `learned`, by task: what the
+    formats of a trained run took from its train rows.
 
     Raises UserError if rows are bad and `on_bad_row` is error, or if a split has no usable row.
     """
@@ -71,7 +74,7 @@ def load_tasks(
         raise UserError(f"unknown splits {sorted(unknown)}", fix=f"known: {', '.join(SPLITS)}")
     tasks: list[Task] = []
     for index, name in enumerate(recipe.tasks):
-        loader = TaskLoader(recipe, name, tokenizer, plugins)
+        loader = TaskLoader(recipe, name, tokenizer, plugins, learned.get(name))
         read = loader.load(splits) if splits else {}
         train = read.get("train") or Split.empty("train")
         tasks.append(

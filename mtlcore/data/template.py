@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtlcore.data.example import RowError
 from mtlcore.data.fields import checked_text
-from mtlcore.data.special import CUT
+from mtlcore.data.special import cut_printed, uncut_row
 from mtlcore.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from jinja2 import nodes
+    from transformers import PreTrainedTokenizerBase
 
 LONGEST = 100_000_000
 """Characters of one text."""
@@ -24,6 +26,9 @@ class RowTemplate:
     that the row lacks, and a null or NaN that would be printed as "None" or "nan", are RowErrors.
     The sandbox refuses access to Python's internals, because recipes are passed around.
 
+    The template sees the texts of the row as they are. What it prints is text: a special token is
+    meant only where the template itself writes it, as it stands or as a constant `{{ "</s>" }}`.
+
     As everywhere in Jinja2, one line end at the template's own end is left out. Raises ValueError
     if the source is not a template.
     """
@@ -34,10 +39,9 @@ class RowTemplate:
         from mtlcore.data.sandbox import OtherTemplateError, Sandbox
 
         self.option = option
-        environment = Sandbox(undefined=StrictUndefined, finalize=_printable)
-        environment.policies["json.dumps_function"] = _json
+        environment = Sandbox(undefined=StrictUndefined, finalize=_printed)
         try:
-            self._template = environment.from_string(source)
+            self._template = environment.from_string(_printing_blocks(environment.parse(source)))
         except TemplateSyntaxError as error:
             raise ValueError(
                 f"{option} is not a Jinja2 template (line {error.lineno}: {error.message}); "
@@ -48,12 +52,16 @@ class RowTemplate:
         except (SyntaxError, RecursionError) as error:  # of the Python that Jinja2 makes of it
             raise ValueError(f"{option} is nested too deeply: {error}") from None
 
-    def render(self, row: Mapping[str, Any]) -> str:
-        """The text of one row; RowError if the row does not fit, UserError if no row can."""
+    def render(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text of one row, for `encode_prompt` and its kin, which keep what is printed text.
+
+        RowError if the row does not fit, UserError if no row can.
+        """
         from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
+        row = uncut_row(row)
         try:
-            text = _joined(self._template.generate({"row": row, **row}))
+            written = _pieces(self._template.generate({"row": row, **row}))
         except SecurityError as error:
             raise UserError(
                 f"the sandbox refuses this template: {error}",
@@ -76,7 +84,9 @@ class RowTemplate:
             ) from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise RowError(f"{self.option} fails: {type(error).__name__}: {error}") from None
-        return checked_text(text, self.option)
+        checked_text("".join(written), self.option)
+        # jinja yields the template's own words as plain texts
+        return cut_printed(tokenizer, [(text, type(text) is str) for text in written])
 
 
 class _NullPrintedError(Exception):
@@ -87,28 +97,63 @@ class _NotFinitePrintedError(Exception):
     """A NaN or an infinity reached the output of a template."""
 
 
-def _printable(value: Any) -> Any:
-    if value is None:
-        raise _NullPrintedError
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _NotFinitePrintedError(value)
-    return value
-
-
-def _joined(pieces: Iterable[str]) -> str:
+def _pieces(written: Iterable[str]) -> list[str]:
     """All pieces of a text, as long as it is none that was made to fill the memory."""
     found, left = [], LONGEST
-    for piece in pieces:
+    for piece in written:
         left -= len(piece)
         if left < 0:
             raise ValueError(f"a text of more than {LONGEST} characters")
         found.append(piece)
-    return "".join(found)
+    return found
 
 
-def _json(value: Any, **options: Any) -> str:
-    r"""JSON for the filter tojson, which leaves the cuts in place: "\ufdd0" would be text."""
-    return re.sub(r"(?<!\\)((?:\\\\)*)\\ufdd0", rf"\1{CUT}", json.dumps(value, **options))
+class _Printed(str):
+    """What an expression of a template printed."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Itself: the code that jinja makes calls `str` on what it prints."""
+        return self
+
+
+class _PrintedMarkup(_Printed):
+    """The same of what the filter `safe` made."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
+
+
+def _printed(value: Any) -> _Printed:
+    if value is None:
+        raise _NullPrintedError
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _NotFinitePrintedError(value)
+    return _PrintedMarkup(value) if hasattr(value, "__html__") else _Printed(value)
+
+
+def _printing_blocks(template: nodes.Template) -> nodes.Template:
+    """Let `filter`, `call` and recursive `for` blocks print by an expression, as all prints."""
+    from jinja2 import nodes
+    from jinja2.visitor import NodeTransformer
+
+    class Blocks(NodeTransformer):
+        def generic_visit(self, node: nodes.Node, *_: Any, **__: Any) -> Any:
+            super().generic_visit(node)
+            block = isinstance(node, nodes.FilterBlock | nodes.CallBlock)
+            if not (block or (isinstance(node, nodes.For) and node.recursive)):
+                return node
+            return [
+                nodes.AssignBlock(nodes.Name(name, "store"), None, [node], lineno=node.lineno),
+                nodes.Output([nodes.Name(name, "load")], lineno=node.lineno),
+            ]
+
+    name = "_printed_block"
+    Blocks().visit(template)
+    return template
 
 
 def _columns(row: Mapping[str, Any], error: Exception) -> str:

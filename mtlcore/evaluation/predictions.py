@@ -145,14 +145,14 @@ def _predict_with_head(
     progress: Callable[[int], object],
 ) -> list[Prediction]:
     """One pass over the prompts gives both the losses and the answers."""
-    size = run.model.heads.size(task.index)
+    known = run.model.heads.facts[task.index].options or ()
     for example in examples:
-        if len(example.options) != size:
+        if example.options is not known and example.options != known:
             raise UserError(
-                f"task {task.name!r}: its head chooses between {size} options, row {example.row} "
-                f"has {len(example.options)}: {', '.join(example.options)}",
+                f"task {task.name!r}: its head was trained to choose between {', '.join(known)}; "
+                f"row {example.row} has the options {', '.join(example.options)}",
                 where=f"tasks.{task.name}.head",
-                fix="score the data that it was trained with, with the same labels",
+                fix="give its format the labels that it was trained with, in their order",
             )
     losses = [0.0] * len(examples)
     answers: list[dict[str, Any]] = [{"output": ""} for _ in examples]
@@ -162,7 +162,7 @@ def _predict_with_head(
         for place, row, loss in rows:
             losses[place] = loss
             if outputs:
-                choice = max(range(size), key=row.__getitem__)
+                choice = max(range(len(known)), key=row.__getitem__)
                 text = examples[place].options[choice]
                 answers[place] = {"output": text, "choice": choice, "scores": tuple(row)}
         progress(len(places) if outputs else 0)

@@ -175,7 +175,7 @@ class MultiTaskModel(nn.Module):
                     fix="name blocks that lora.target_modules reaches",
                 )
         attention.attach(backbone, self.routing)
-        head.register_forward_pre_hook(self._before_head)
+        self._head_hook = head.register_forward_pre_hook(self._before_head)
         self._wants_hidden = self._wants_logits = False
         self._hidden: Tensor | None = None
         self._labelled: Tensor | None = None
@@ -268,7 +268,8 @@ class MultiTaskModel(nn.Module):
 
         `draw` is what dropout masks depend on beside layer and task, e.g. (seed, step,
         micro-batch, rank). Labels are smoothed in training mode only. The logits [L, V] are made
-        piece by piece and dropped, unless `keep_logits` asks for them.
+        piece by piece and dropped, unless `keep_logits` asks for them, or the output head is
+        trained or has hooks that must see it run.
         """
         attention.use_attention(
             self.backbone, attention.FLAT if batch.row_lengths else self.original_attention
@@ -282,7 +283,7 @@ class MultiTaskModel(nn.Module):
         )
         head: Any = self.backbone.get_output_embeddings()
         self._wants_hidden = self.keep_pooled or bool(batch.head_rows)
-        self._wants_logits = keep_logits or not self._plain_head or head.weight.requires_grad
+        self._wants_logits = keep_logits or not self._plain_head or self._is_touched(head)
         logits = self.backbone(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -338,6 +339,16 @@ class MultiTaskModel(nn.Module):
                 assert pooling is not None
                 found.append(self.heads(POOLINGS[pooling](states)[rows], task))
         return found
+
+    def _is_touched(self, head: nn.Module) -> bool:
+        """Whether the output head is trained or has hooks of others: then it must run whole."""
+        hooks = [
+            *head._forward_hooks,
+            *head._backward_hooks,
+            *head._backward_pre_hooks,
+            *(key for key in head._forward_pre_hooks if key != self._head_hook.id),
+        ]
+        return bool(hooks) or any(p.requires_grad for p in head.parameters())
 
     def _before_head(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Before the output head: keep the hidden states whose logits are wanted, [1, L, d]."""

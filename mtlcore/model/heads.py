@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,7 @@ class TaskFacts:
     """What the model knows of one task beside its adapters.
 
     `head` is how its head pools, None without a head. `options` are the texts that the head
-    chooses from; None while no row was read: the head then takes the size of the saved one.
+    chooses from; None while no row was read: the head then takes size and options of the saved one.
     """
 
     dropout: float = 0.0
@@ -107,6 +107,10 @@ class Heads(AdapterLayer):
     def size(self, task: int) -> int:
         """How many options the head of a task has; 0 while that is not known."""
         return len(self.parameter(self.index[task], 0))
+
+    def take_options(self, task: int, options: tuple[str, ...]) -> None:
+        """Say which options the head of a task was trained to choose from."""
+        self.facts[task] = replace(self.facts[task], options=options)
 
     def take_sizes(self, state: Mapping[str, Tensor]) -> None:
         """Give heads of unknown size that of the saved weights."""

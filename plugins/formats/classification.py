@@ -59,6 +59,7 @@ class Classification(Format):
         self.options: tuple[str, ...] = ()
         self._index: dict[str, int] = {}
         self._given = labels is not None
+        self._origin = "found in the train rows"
         if labels is not None:
             pairs = (
                 labels.items() if isinstance(labels, dict) else ((label, label) for label in labels)
@@ -99,8 +100,17 @@ class Classification(Format):
         if self._given:
             return
         found = {label_key(row["label"]) for row in rows if is_label(row.get("label"))} - {""}
-        ordered = sorted(found, key=_numbers_by_size)
-        self._set({key: key for key in ordered}, len(ordered))
+        self._take(sorted(found, key=_numbers_by_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The label set, if it was found in the train rows."""
+        return {} if self._given else {"labels": list(self.options)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the label set that a run was trained with."""
+        if state and not self._given:
+            self._take(state["labels"])
+            self._origin = "that the run was trained with"
 
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one row and of every option."""
@@ -120,7 +130,7 @@ class Classification(Format):
 
     def question(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of the prompt and of every option."""
-        prompt = self._template.render(row) if self._template else text_of(row, "text")
+        prompt = self._template.render(row, tokenizer) if self._template else text_of(row, "text")
         if not prompt.strip():
             raise RowError("the prompt is empty" if self._template else "column 'text' is empty")
         if not self._template:
@@ -144,6 +154,9 @@ class Classification(Format):
         """The label set comes from them, unless the recipe gives it."""
         return not self._given
 
+    def _take(self, labels: Sequence[str]) -> None:
+        self._set({label: label for label in labels}, len(labels))
+
     def _set(self, words: dict[str, str], count: int) -> None:
         """Take the map from keys to words; several keys may share a word."""
         self.options = tuple(dict.fromkeys(words.values()))
@@ -156,7 +169,7 @@ class Classification(Format):
         elif len(self.options) < 2:
             problem = f"at least 2 labels are needed, found {list(self.options)}"
         if problem:
-            where = "labels" if self._given else "labels found in the train rows"
+            where = "labels" if self._given else f"labels {self._origin}"
             raise ValueError(f"{where}: {problem}")
 
     def _label(self, row: dict[str, Any]) -> int:
@@ -166,7 +179,7 @@ class Classification(Format):
         key = uncut(label_key(value))
         if key not in self._index:
             known = ", ".join(repr(known) for known in self._index)
-            origin = "" if self._given else " found in the train rows"
+            origin = "" if self._given else f" {self._origin}"
             fix = did_you_mean(key, self._index)
             raise RowError(
                 f"label {value!r} is not in the set{origin}: {known}"

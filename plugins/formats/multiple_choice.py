@@ -99,9 +99,9 @@ class MultipleChoice(Format):
     def question(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of the question and of every answer."""
         options = self._options(row)
-        prompt = self._template.render(row) if self._template else text_of(row, "prompt")
+        prompt = self._template.render(row, tokenizer) if self._template else text_of(row, "prompt")
         given = encode_question(tokenizer, prompt)
-        plain = self._calibration.render(row) if self._calibration else ""
+        plain = self._calibration.render(row, tokenizer) if self._calibration else ""
         return Example(
             task,
             index,

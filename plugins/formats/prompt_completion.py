@@ -99,19 +99,22 @@ class PromptCompletion(Format):
 
     def example(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one row."""
-        prompt = self._text(row)
-        target = self._completion.render(row) if self._completion else text_of(row, "completion")
+        prompt = self._text(row, tokenizer)
+        if self._completion:
+            target = self._completion.render(row, tokenizer)
+        else:
+            target = text_of(row, "completion")
         input_ids, labels, prompt_length = encode_pair(tokenizer, prompt, target)
         return Example(task, index, prompt, target, input_ids, labels, prompt_length, fields=row)
 
     def question(self, row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
         """The tokens of one prompt."""
-        prompt = self._text(row)
+        prompt = self._text(row, tokenizer)
         ids = encode_question(tokenizer, prompt)
         return Example(task, index, prompt, "", ids, (IGNORED,) * len(ids), len(ids), fields=row)
 
-    def _text(self, row: dict[str, Any]) -> str:
-        return self._prompt.render(row) if self._prompt else text_of(row, "prompt")
+    def _text(self, row: dict[str, Any], tokenizer: Any) -> str:
+        return self._prompt.render(row, tokenizer) if self._prompt else text_of(row, "prompt")
 
 
 def language(column: str) -> str:

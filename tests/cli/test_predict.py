@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,35 @@ def test_a_format_that_has_no_question_needs_rows_with_an_answer(
     assert [answer.output] == expected
     with pytest.raises(UserError, match=r"column 'answer' is missing.*'shout' has no `question`"):
         run.predict_rows("loud", [{"ask": "word 1"}])
+
+
+def test_a_task_that_is_not_there_is_told_before_the_model_is_loaded(
+    cli: CommandLine, headed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(headed, copied)
+    recipe = copied / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    path = mtlcore.load(headed).recipe.model.name_or_path
+    recipe.write_text(text.replace(str(path), str(tmp_path / "gone")), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a"}')))
+    code, _, err = cli("predict", copied, "--task", "sentimen")
+    assert code != 0
+    assert "no task 'sentimen'" in err
+    assert "did you mean 'sentiment'?" in err
+
+
+def test_a_folder_in_place_of_a_file_of_rows_is_told_as_one(
+    cli: CommandLine, headed: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}])
+    code, _, err = cli("predict", headed, tmp_path, "--task", "sentiment")
+    assert code != 0
+    assert "is a folder" in err
+    assert "name a file in it: rows.jsonl" in err
+
+
+def test_rows_that_are_no_objects_are_told_by_their_number(loaded: Run) -> None:
+    rows: Any = [{"text": "a"}, "abc"]
+    with pytest.raises(UserError, match="row 1 must be an object of columns, found a text"):
+        loaded.predict_rows("sentiment", rows)

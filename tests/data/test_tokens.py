@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from functools import cache
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from mtlcore.data.example import RowError
-from mtlcore.data.special import CUT, cut_special, make_example, uncut
+from mtlcore.data.example import IGNORED, Example, RowError
+from mtlcore.data.special import CUT, cut_printed, cut_special, make_example, uncut
 from mtlcore.data.tokens import encode_pair, encode_plain, encode_prompt, encode_start, join_space
 from mtlcore.demo.tiny import TOKENIZER
+from mtlcore.errors import UserError
 from mtlcore_plugins.formats.classification import Classification
 from mtlcore_plugins.formats.messages import Messages
 from mtlcore_plugins.formats.multiple_choice import MultipleChoice
@@ -242,9 +244,167 @@ def test_json_in_a_template_keeps_the_texts_of_a_row(name: str) -> None:
     form = PromptCompletion(template="{{ prompt | tojson }} {{ row.x }}")
     row = {"prompt": tokenizer.eos_token + "\\ufdd0", "completion": "b", "x": tokenizer.eos_token}
     found = make_example(form.example, row, task="a", index=0, tokenizer=tokenizer)
-    plain = form.example(row, task="a", index=0, tokenizer=tokenizer)
-    assert found.prompt == plain.prompt
+    spelt = json.dumps(row["prompt"]).replace("<", "\\u003c").replace(">", "\\u003e")
+    assert found.prompt == f"{spelt} {tokenizer.eos_token}"
+    assert found.input_ids.count(tokenizer.eos_token_id) == 1
+
+
+# of a special token's spelling: the template, the column x, and what the prompt is
+PRINTED: dict[str, Callable[[str], tuple[str, Any, str]]] = {
+    "keys": lambda s: ("{% for k in x %}{{ k }}={{ x[k] }}{% endfor %}", {s: s}, f"{s}={s}"),
+    "lower": lambda s: ("{{ x | lower }}", s.upper(), s),
+    "replace": lambda s: ("{{ x | replace('_', '') }}", f"{s[:2]}_{s[2:]}", s),
+    "two columns": lambda s: ("{{ x[:1] }}{{ x[1:] }}", s, s),
+    "column, own words": lambda s: ("{{ x[:1] }}" + s[1:], s, s),
+    "own words, column": lambda s: (s[:1] + "{{ x[1:] }}", s, s),
+    "nothing between own words": lambda s: (s[:1] + "{{ x[:0] }}" + s[1:], s, s),
+    "list": lambda s: ("{{ x }}", [s, "a"], f"['{s}', 'a']"),
+    "object": lambda s: ("{{ x | pprint }}", {s: s}, f"{{'{s}': '{s}'}}"),
+    "filter": lambda s: ("{% filter trim %} {{ x }}{% endfilter %}", s, s),
+    "filters": lambda s: (
+        "{% filter trim %}{% filter trim %}{{ x }}{% endfilter %}{% endfilter %}", s, s
+    ),
+    "call": lambda s: (
+        "{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %}{{ x }}{% endcall %}", s, s
+    ),
+    "set": lambda s: ("{% set y %}{{ x }}{% endset %}{{ y }}", s, s),
+    "block": lambda s: ("{% block b %}{{ x }}{% endblock %}", s, s),
+    "autoescape": lambda s: ("{% autoescape true %}{{ x | safe }}{% endautoescape %}", s, s),
+    "recursive": lambda s: (
+        "{% for i in x recursive %}{{ i.s }}{{ loop(i.y) }}{% endfor %}",
+        [{"s": s, "y": [{"s": s, "y": []}]}],
+        s + s,
+    ),
+}  # fmt: skip
+
+
+@every
+@pytest.mark.parametrize("how", PRINTED)
+def test_what_a_template_prints_is_text_however_it_comes_by_it(how: str, name: str) -> None:
+    tokenizer = MAKE(name)
+    template, value, shows = PRINTED[how](tokenizer.eos_token)
+    form, row = PromptCompletion(template=template), {"x": value, "completion": "b"}
+    found = make_example(form.example, row, task="a", index=0, tokenizer=tokenizer)
+    assert (found.prompt, dict(found.fields)) == (shows, row)
+    own = [i for i in found.input_ids if i in tokenizer.all_special_ids]
+    bos = [tokenizer.bos_token_id] if name != "demo" else []
+    assert own == [*bos, tokenizer.eos_token_id]
+    assert shown(tokenizer, found.input_ids) == shows + " b"
+
+
+@every
+@pytest.mark.parametrize(
+    ("template", "shows"),
+    [
+        ("{{ x | replace('EOS', '') }}", "a  b"),
+        ("{{ x.split('EOS')[0] }}|", "a |"),
+        ("{% if 'EOS' in x %}yes{% endif %}", "yes"),
+        ("{{ x | length - 'EOS' | length }}", "4"),
+        ("{{ x | urlencode | length == x | replace('EOS', '') | urlencode | length }}", "False"),
+    ],
+)
+def test_a_template_sees_the_texts_as_they_are(template: str, shows: str, name: str) -> None:
+    tokenizer = MAKE(name)
+    eos = tokenizer.eos_token
+    form = PromptCompletion(template=template.replace("EOS", eos))
+    row = {"x": f"a {eos} b", "completion": "b"}
+    assert make_example(form.example, row, task="a", index=0, tokenizer=tokenizer).prompt == shows
+
+
+@every
+def test_own_words_within_the_blocks_of_a_template_are_meant(name: str) -> None:
+    tokenizer = MAKE(name)
+    eos = tokenizer.eos_token
+    template = f"{{% for i in [1, 2] %}}{{% if i %}}{eos[:1]}{{% endif %}}{eos[1:]}{{% endfor %}}"
+    form = PromptCompletion(template=template + "{{ x }}" + eos)
+    row = {"x": eos, "completion": "b"}
+    found = make_example(form.example, row, task="a", index=0, tokenizer=tokenizer)
+    assert found.prompt == eos * 4
+    assert found.input_ids[: found.prompt_length].count(tokenizer.eos_token_id) == 3
+
+
+@every
+@pytest.mark.parametrize(
+    ("template", "meant"), [("{{ 'EOS' }}{{ x }}", 1), ("{{ x ~ 'EOS' }}", 0), ("EOS{{ x }}EOS", 2)]
+)
+def test_a_constant_is_meant_and_what_is_joined_to_a_column_is_not(
+    template: str, meant: int, name: str
+) -> None:
+    tokenizer = MAKE(name)
+    form = PromptCompletion(template=template.replace("EOS", tokenizer.eos_token))
+    row = {"x": f"a{tokenizer.eos_token}", "completion": "b"}
+    found = make_example(form.example, row, task="a", index=0, tokenizer=tokenizer)
+    prompt = found.input_ids[: found.prompt_length]
+    assert prompt.count(tokenizer.eos_token_id) == meant
     assert CUT not in found.prompt
+
+
+def with_special(spelling: str, *, lower: bool) -> Any:
+    """A tokenizer of characters that normalises a text before it looks for special tokens."""
+    letters = sorted({*"[]eosEOS ab", *spelling, CUT})
+    backend = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    )
+    if lower:
+        backend.normalizer = normalizers.Lowercase()
+    token = AddedToken(spelling, normalized=True, special=True)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=token)
+
+
+def test_a_special_token_that_is_looked_for_in_any_case_is_text_in_any_case() -> None:
+    tokenizer = with_special("[eos]", lower=True)
+    assert tokenizer.eos_token_id in tokenizer("a[EOS]b").input_ids
+    assert tokenizer.eos_token_id not in encode_plain(tokenizer, cut_special(tokenizer, "a[EOS]b"))
+    exact = with_special("[eos]", lower=False)
+    assert cut_special(exact, "a[EOS]b") == "a[EOS]b"
+
+
+def test_the_longer_of_two_special_tokens_is_cut_where_the_shorter_is_meant() -> None:
+    tokenizer = with_special("[e]", lower=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[e]s"]})
+    ids = encode_plain(tokenizer, cut_printed(tokenizer, [("a[e]", True), ("s[e]", False)]))
+    assert tokenizer.convert_ids_to_tokens(ids) == ["a", "[e]", "s", "[", "e", "]"]
+
+
+@every
+@pytest.mark.parametrize("where", ["input_ids", "option_ids", "calibration_ids"])
+def test_a_format_that_tokenises_itself_is_told_of_the_marks(where: str, name: str) -> None:
+    tokenizer = MAKE(name)
+
+    def make(row: dict[str, Any], *, task: str, index: int, tokenizer: Any) -> Example:
+        ids = {key: tuple(tokenizer("x").input_ids) for key in ("input_ids", "calibration_ids")}
+        own = tuple(tokenizer(row["text"]).input_ids)
+        given: dict[str, Any] = {**ids, "option_ids": (), where: own}
+        if where == "option_ids":
+            given[where] = (own,)
+        return Example(
+            task, index, row["text"], "x", labels=(IGNORED,) * len(given["input_ids"]),
+            prompt_length=1, **given,
+        )  # fmt: skip
+
+    def made(text: str) -> Example:
+        return make_example(make, {"text": text}, task="a", index=0, tokenizer=tokenizer)
+
+    assert made("good").prompt == "good"
+    with pytest.raises(UserError, match=r"(?s)U\+FDD0.*encode_prompt, encode_plain or encode_pair"):
+        made(f"good {tokenizer.eos_token}")
+
+
+@every
+def test_a_chat_template_that_prints_an_object_makes_a_row_bad_not_wrong(name: str) -> None:
+    tokenizer = copy.copy(MAKE(name))
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m }}{% endfor %}"
+    for content, bad in (("fine", False), (tokenizer.eos_token, True), ("\\ufdd0", False)):
+        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "yes"}]
+
+        def made(row: dict[str, Any]) -> Example:
+            return make_example(Messages().example, row, task="a", index=0, tokenizer=tokenizer)
+
+        if bad:
+            with pytest.raises(RowError, match="print the text itself"):
+                made({"messages": turns})
+        else:
+            assert content in made({"messages": turns}).prompt.replace("\\\\", "\\")
 
 
 @every

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,12 +130,12 @@ def test_a_run_with_bottlenecks_resumes_exactly(tiny_model: Path, tmp_path: Path
             loaded.export(tmp_path / "out", **arguments)  # type: ignore[arg-type]
 
 
-def test_other_labels_than_those_of_the_head_are_refused(run: Run) -> None:
-    from dataclasses import replace
-
+@pytest.mark.parametrize("options", [("a", "b", "c"), ("positive", "negative")])
+def test_other_labels_than_those_of_the_head_are_refused(options: Any, run: Run) -> None:
     task = run.task("sentiment")
-    row = replace(task.test[0], options=("a", "b", "c"))  # type: ignore[index]
-    with pytest.raises(UserError, match=r"tasks.sentiment.head: .*between 2 options, row 0 has 3"):
+    row = replace(task.test[0], options=options)  # type: ignore[index]
+    message = rf"tasks.sentiment.head: .*between negative, positive; row 0 .* {', '.join(options)}"
+    with pytest.raises(UserError, match=message):
         predict(run, task, [row])
 
 
