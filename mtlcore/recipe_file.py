@@ -353,7 +353,10 @@ class _Reading:
 def merge(below: Document, above: Document) -> Document:
     """Lay `above` over `below`: mappings are merged, everything else is replaced."""
     data = _merged(below.data, above.data, ())
-    return Document(data, below.places | above.places)
+    places = below.places | above.places
+    if () in below.places:  # what is missing is missing in the file, not in what is laid over it
+        places[()] = below.places[()]
+    return Document(data, places)
 
 
 def _merged(below: Any, above: Any, path: KeyPath) -> Any:

@@ -166,7 +166,8 @@ def _yaml_hint(error: MarkedYAMLError) -> str:
     if "mapping values are not allowed" in (error.problem or ""):
         return "put quotes around text that contains `: `, and check the indentation"
     if "flow" in (error.context or ""):
-        return "close the bracket"
+        at_end = "stream end" in (error.problem or "") or "block end" in (error.problem or "")
+        return "close the bracket" if at_end else "look for a missing comma, quote or bracket"
     return "check the indentation of this line and the one above"
 
 
@@ -236,7 +237,9 @@ class _NodeReader:
             clean = NO_TEXT.sub("?", str(key.value))
             name, line = self._text(str(key.value), (*path, clean)), key.start_mark.line
             if name in lines:
-                message = f"stands here twice: in lines {lines[name] + 1} and {line + 1}"
+                first, second = lines[name] + 1, line + 1
+                where = f"lines {first} and {second}" if first != second else f"line {first}"
+                message = f"stands here twice: in {where}"
                 self.problems.append(FieldProblem((*path, name), message, "keep one of them"))
             lines[name] = line
             result[name] = self.value(value, (*path, name), line)

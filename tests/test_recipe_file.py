@@ -551,3 +551,25 @@ def test_a_task_named_by_a_number_is_located_by_its_name(write: Write) -> None:
     found = loaded.located(Problem("tasks.1.format", "wrong"))
     assert found.where.endswith(", tasks.1.format")
     assert loaded.located(Problem("tasks.1.metrics[0]", "wrong")).where.endswith("metrics[0]")
+
+
+def test_what_a_file_lacks_is_not_blamed_on_the_command_line(write: Write) -> None:
+    path = write("model: {name_or_path: tiny}\n")
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path, ["training.seed=3"])
+    assert caught.value.problem.where.endswith("recipe.yaml:1, tasks")
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("lora: {r: 8 lora_alpha: 16}\n", "look for a missing comma, quote or bracket"),
+        ("lora: {r: 8, lora_alpha: 16\n", "close the bracket"),
+    ],
+)
+def test_a_broken_mapping_on_one_line_gets_the_right_hint(
+    text: str, fix: str, write: Write
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(write(text))
+    assert caught.value.problem.fix == fix
