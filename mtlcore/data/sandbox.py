@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
-from jinja2 import Template
 from jinja2.exceptions import SecurityError
-from jinja2.nodes import Extends, FromImport, Import, Include
+from jinja2.nodes import Extends, FromImport, Import, Include, Template
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -37,12 +36,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for name in PADDING_FILTERS:
             self.filters[name] = _checked(self.filters[name])
 
-    def from_string(self, source: Any, *args: Any, **kwargs: Any) -> Template:
-        """A template of that source; OtherTemplateError if it includes, imports or extends one."""
-        for node in self.parse(source).find_all((Include, Import, FromImport, Extends)):
+    def _parse(self, source: str, *args: Any) -> Template:
+        """The tree of a source; OtherTemplateError if it includes, imports or extends another."""
+        tree = super()._parse(source, *args)
+        for node in tree.find_all((Include, Import, FromImport, Extends)):
             tag = "from" if isinstance(node, FromImport) else type(node).__name__.lower()
             raise OtherTemplateError(f"line {node.lineno}: {{% {tag} %}} reads another template")
-        return super().from_string(source, *args, **kwargs)
+        return tree
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`left operator right`, unless the result would be huge."""

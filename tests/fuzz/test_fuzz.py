@@ -15,13 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from transformers import AutoTokenizer
 
 from mtlcore.data.example import RowError
 from mtlcore.data.template import RowTemplate
+from mtlcore.demo.tiny import TOKENIZER as SMALL
 from mtlcore.errors import UserError
 from tests.fuzz.inputs import FILES, RECIPE, read_recipe_bytes, read_row_bytes
 from tests.fuzz.strategies import as_yaml, damaged, structures
 
+TOKENIZER = AutoTokenizer.from_pretrained(SMALL)
 MOST_SECONDS = 20  # of one input, on a busy machine: each takes milliseconds
 examples = settings(
     max_examples=200,
@@ -89,7 +92,7 @@ def test_any_template_on_any_row(source: str, row: dict[str, Any]) -> None:
     except ValueError:
         return
     with suppress(RowError, UserError):
-        template.render(row).encode()
+        template.render(row, TOKENIZER).encode()
 
 
 GOOD_TENSORS = save(
