@@ -486,7 +486,7 @@ RECIPES += [
         "a plugin that is no Python",
         both(file("mine.py", "def ("), added("plugins: [mine.py]\n")),
         [
-            ":41, plugins.load[0]: plugin local file FOLDER/mine.py could not be loaded: SyntaxError",
+            ":41, plugins.load[0]: plugin local file FOLDER/mine.py could not be loaded: Syntax",
             "fix: mend",
         ],
     ),
