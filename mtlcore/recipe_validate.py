@@ -26,6 +26,7 @@ STAND_INS: dict[str, Any] = {
     "r": 1,
     "run": "?",
 }
+NAMING_TASKS = ("sharing", "stages", "start")
 
 
 def validate(data: dict[str, Any]) -> tuple[Recipe | None, list[FieldProblem]]:
@@ -37,8 +38,10 @@ def validate(data: dict[str, Any]) -> tuple[Recipe | None, list[FieldProblem]]:
     if details[0]["type"] == "between_fields":
         return None, list(details[0]["ctx"]["problems"])
     problems = _described(details, data)
-    between = _between_the_right_fields(data, [problem.path for problem in problems])
-    return None, _without_what_is_misspelt(problems, details, data) + between
+    wrong = [problem.path for problem in problems]
+    meant = set(filter(None, map(meant_key, wrong)))
+    told = [problem for problem in problems if problem.path not in meant]
+    return None, told + _between_the_right_fields(data, [*wrong, *meant])
 
 
 def _between_the_right_fields(data: dict[str, Any], wrong: Sequence[KeyPath]) -> list[FieldProblem]:
@@ -52,6 +55,8 @@ def _between_the_right_fields(data: dict[str, Any], wrong: Sequence[KeyPath]) ->
         details = error.errors()
         if details[0]["type"] == "between_fields":
             found: list[FieldProblem] = details[0]["ctx"]["problems"]
+            if ("tasks",) in wrong:
+                found = [problem for problem in found if problem.path[0] not in NAMING_TASKS]
             return [
                 problem
                 for problem in found
@@ -101,17 +106,11 @@ def _described(details: Sequence[ErrorDetails], data: dict[str, Any]) -> list[Fi
     return list(problems.values())
 
 
-def _without_what_is_misspelt(
-    problems: Sequence[FieldProblem], details: Sequence[ErrorDetails], data: dict[str, Any]
-) -> list[FieldProblem]:
-    """Without the keys that are missing because they stand there under a misspelt name."""
-    kinds = {_problem(error, _path_in_data(error["loc"], data)).path: error for error in details}
-    meant = set()
-    for path, error in kinds.items():
-        if error["type"] == "extra_forbidden":
-            known = class_at(path[:-1]).model_fields
-            meant.add((*path[:-1], nearest(str(path[-1]), known)))
-    return [p for p in problems if kinds[p.path]["type"] != "missing" or p.path not in meant]
+def meant_key(path: KeyPath) -> KeyPath | None:
+    """The key that a misspelt one at `path` most likely is; None if it is not misspelt."""
+    known = getattr(class_at(path[:-1]), "model_fields", {})
+    match = None if path[-1] in known else nearest(str(path[-1]), known)
+    return (*path[:-1], match) if match else None
 
 
 def _path_in_data(loc: Sequence[str | int], data: Any) -> KeyPath:
