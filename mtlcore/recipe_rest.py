@@ -11,7 +11,7 @@ from pydantic import ValidationError, model_validator
 
 from mtlcore.recipe import ComponentSpec, HeadRecipe, Recipe, SourceRecipe, class_at
 from mtlcore.recipe_checks import KeyPath, problems_between_fields
-from mtlcore.recipe_validate import meant_key, take_out
+from mtlcore.recipe_validate import missing_keys, take_out
 
 LENIENT: dict[str, Any] = {"on_bad_row": "warn", "max_length": 1_000_000}
 """What stands in for a wrong value whose default would blame the rows."""
@@ -56,7 +56,7 @@ def rest_of(data: dict[str, Any], wrong: Iterable[KeyPath]) -> Rest:
     """Take out what is wrong, and whatever does not hold without it, until a recipe is left."""
     rest = copy.deepcopy(data)
     wrong = list(wrong)
-    gone = {meant for path in wrong if (meant := meant_key(path)) and _at(rest, meant) is None}
+    gone = missing_keys(rest, wrong)
     _remove(rest, wrong, gone)
     while True:
         try:

@@ -27,6 +27,7 @@ STAND_INS: dict[str, Any] = {
     "run": "?",
 }
 NAMING_TASKS = ("sharing", "stages", "start")
+"""Sections of which nothing can be said while it is not known which tasks there are."""
 
 
 def validate(data: dict[str, Any]) -> tuple[Recipe | None, list[FieldProblem]]:
@@ -39,7 +40,7 @@ def validate(data: dict[str, Any]) -> tuple[Recipe | None, list[FieldProblem]]:
         return None, list(details[0]["ctx"]["problems"])
     problems = _described(details, data)
     wrong = [problem.path for problem in problems]
-    meant = set(filter(None, map(meant_key, wrong)))
+    meant = missing_keys(data, wrong)
     told = [problem for problem in problems if problem.path not in meant]
     return None, told + _between_the_right_fields(data, [*wrong, *meant])
 
@@ -106,11 +107,15 @@ def _described(details: Sequence[ErrorDetails], data: dict[str, Any]) -> list[Fi
     return list(problems.values())
 
 
-def meant_key(path: KeyPath) -> KeyPath | None:
-    """The key that a misspelt one at `path` most likely is; None if it is not misspelt."""
-    known = getattr(class_at(path[:-1]), "model_fields", {})
-    match = None if path[-1] in known else nearest(str(path[-1]), known)
-    return (*path[:-1], match) if match else None
+def missing_keys(data: dict[str, Any], wrong: Sequence[KeyPath]) -> set[KeyPath]:
+    """The keys that are not in `data` because they most likely stand there misspelt."""
+    found: set[KeyPath] = set()
+    for *parent, last in wrong:
+        known = getattr(class_at(parent), "model_fields", {})
+        match = None if last in known else nearest(str(last), known)
+        if match and _path_in_data((*parent, match), data) != (*parent, match):
+            found.add((*parent, match))
+    return found
 
 
 def _path_in_data(loc: Sequence[str | int], data: Any) -> KeyPath:
