@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -44,7 +44,15 @@ def check_options(cls: type[Component], options: Mapping[str, Any], where: str) 
     try:
         checked = model.model_validate(dict(options))
     except ValidationError as error:
-        raise RecipeError(_problem(cls, item, where) for item in error.errors()) from None
+        found: dict[str, list[Any]] = {}
+        for item in error.errors():  # a union of types gives several for one value
+            found.setdefault(str(item["loc"][0]), []).append(item)
+        raise RecipeError(
+            _problem(cls, items[0], where)
+            if len(items) == 1
+            else _no_type_fits(cls, name, items, options[name], where)
+            for name, items in found.items()
+        ) from None
     return {name.removeprefix(PREFIX): getattr(checked, name) for name in checked.model_fields_set}
 
 
@@ -66,5 +74,16 @@ def _problem(cls: type[Component], error: Any, where: str) -> Problem:
         return Problem(where, message, did_you_mean(option, known))
     if error["type"] == "missing":
         return Problem(where, f"{cls.kind}.{option} is required by {cls.name!r}", f"add {option}")
-    rule = error["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
-    return Problem(where, f"{cls.kind}.{option} {rule}, found {error['input']!r}")
+    return Problem(where, f"{cls.kind}.{option} {_rule(error)}, found {error['input']!r}")
+
+
+def _no_type_fits(
+    cls: type[Component], option: str, errors: Sequence[Any], value: Any, where: str
+) -> Problem:
+    rules = dict.fromkeys(_rule(error) for error in errors)
+    return Problem(where, f"{cls.kind}.{option} {' or '.join(rules)}, found {value!r}")
+
+
+def _rule(error: Any) -> str:
+    rule: str = error["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
+    return rule

@@ -186,7 +186,8 @@ def _stages(recipe: Recipe) -> Iterator[FieldProblem]:
         )
     trained = {task for stage in recipe.stages for task in stage.tasks}
     idle = [task for task in recipe.tasks if task not in trained]
-    if idle and recipe.start is None:
+    misspelt = trained - set(recipe.tasks)  # told above; each is one of the idle, most likely
+    if len(idle) > len(misspelt) and recipe.start is None:
         yield FieldProblem(
             ("stages",),
             f"no stage trains {', '.join(idle)}",

@@ -11,7 +11,7 @@ from pydantic import ValidationError, model_validator
 
 from mtlcore.recipe import ComponentSpec, HeadRecipe, Recipe, SourceRecipe, class_at
 from mtlcore.recipe_checks import KeyPath, problems_between_fields
-from mtlcore.recipe_validate import take_out
+from mtlcore.recipe_validate import missing_keys, take_out
 
 LENIENT: dict[str, Any] = {"on_bad_row": "warn", "max_length": 1_000_000}
 """What stands in for a wrong value whose default would blame the rows."""
@@ -47,8 +47,7 @@ class Rest:
         return [name for name in self.recipe.tasks if not self._is_lost(name)]
 
     def _is_lost(self, task: str) -> bool:
-        whole = {("tasks",), ("tasks", task), ("tasks", task, "train", "path")}
-        whole |= {("tasks", task, key) for key in READING}
+        whole = {("tasks",), ("tasks", task), *(("tasks", task, key) for key in READING)}
         below = {("tasks", task, key) for key in ("format", "columns")}
         return any(path in whole or path[:3] in below for path in self.spoiled)
 
@@ -56,8 +55,9 @@ class Rest:
 def rest_of(data: dict[str, Any], wrong: Iterable[KeyPath]) -> Rest:
     """Take out what is wrong, and whatever does not hold without it, until a recipe is left."""
     rest = copy.deepcopy(data)
-    gone: set[KeyPath] = set()
-    _remove(rest, list(wrong), gone)
+    wrong = list(wrong)
+    gone = missing_keys(rest, wrong)
+    _remove(rest, wrong, gone)
     while True:
         try:
             recipe = _Rest.model_validate(rest)
@@ -67,7 +67,7 @@ def rest_of(data: dict[str, Any], wrong: Iterable[KeyPath]) -> Rest:
         inconsistent = [
             problem
             for problem in problems_between_fields(recipe)
-            if problem.path not in gone and _must_go(problem.path, recipe)
+            if problem.path[:1] not in gone and _must_go(problem.path, recipe)
         ]
         if not inconsistent:
             return Rest(recipe, frozenset(map(_unit, gone)))
@@ -114,8 +114,9 @@ def _order(path: KeyPath) -> list[tuple[int, str]]:
 
 
 def _unit(path: KeyPath) -> KeyPath:
-    """The component or head that a key is part of; else the key itself."""
+    """The component, head or file that a key is part of; else the key itself."""
     for end in range(1, len(path)):
         if class_at(path[:end]) in (ComponentSpec, HeadRecipe):
             return path[:end]
-    return path
+    is_file = class_at(path[:-1]) is SourceRecipe and path[-1] == "path"
+    return path[:-1] if is_file else path

@@ -26,6 +26,8 @@ STAND_INS: dict[str, Any] = {
     "r": 1,
     "run": "?",
 }
+NAMING_TASKS = ("sharing", "stages", "start")
+"""Sections of which nothing can be said while it is not known which tasks there are."""
 
 
 def validate(data: dict[str, Any]) -> tuple[Recipe | None, list[FieldProblem]]:
@@ -37,8 +39,10 @@ def validate(data: dict[str, Any]) -> tuple[Recipe | None, list[FieldProblem]]:
     if details[0]["type"] == "between_fields":
         return None, list(details[0]["ctx"]["problems"])
     problems = _described(details, data)
-    between = _between_the_right_fields(data, [problem.path for problem in problems])
-    return None, _without_what_is_misspelt(problems, details, data) + between
+    wrong = [problem.path for problem in problems]
+    meant = missing_keys(data, wrong)
+    told = [problem for problem in problems if problem.path not in meant]
+    return None, told + _between_the_right_fields(data, [*wrong, *meant])
 
 
 def _between_the_right_fields(data: dict[str, Any], wrong: Sequence[KeyPath]) -> list[FieldProblem]:
@@ -52,6 +56,8 @@ def _between_the_right_fields(data: dict[str, Any], wrong: Sequence[KeyPath]) ->
         details = error.errors()
         if details[0]["type"] == "between_fields":
             found: list[FieldProblem] = details[0]["ctx"]["problems"]
+            if ("tasks",) in wrong:
+                found = [problem for problem in found if problem.path[0] not in NAMING_TASKS]
             return [
                 problem
                 for problem in found
@@ -101,17 +107,15 @@ def _described(details: Sequence[ErrorDetails], data: dict[str, Any]) -> list[Fi
     return list(problems.values())
 
 
-def _without_what_is_misspelt(
-    problems: Sequence[FieldProblem], details: Sequence[ErrorDetails], data: dict[str, Any]
-) -> list[FieldProblem]:
-    """Without the keys that are missing because they stand there under a misspelt name."""
-    kinds = {_problem(error, _path_in_data(error["loc"], data)).path: error for error in details}
-    meant = set()
-    for path, error in kinds.items():
-        if error["type"] == "extra_forbidden":
-            known = class_at(path[:-1]).model_fields
-            meant.add((*path[:-1], nearest(str(path[-1]), known)))
-    return [p for p in problems if kinds[p.path]["type"] != "missing" or p.path not in meant]
+def missing_keys(data: dict[str, Any], wrong: Sequence[KeyPath]) -> set[KeyPath]:
+    """The keys that are not in `data` because they most likely stand there misspelt."""
+    found: set[KeyPath] = set()
+    for *parent, last in wrong:
+        known = getattr(class_at(parent), "model_fields", {})
+        match = None if last in known else nearest(str(last), known)
+        if match and _path_in_data((*parent, match), data) != (*parent, match):
+            found.add((*parent, match))
+    return found
 
 
 def _path_in_data(loc: Sequence[str | int], data: Any) -> KeyPath:

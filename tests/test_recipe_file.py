@@ -108,6 +108,17 @@ def test_a_folder_and_other_encodings_are_refused(tmp_path: Path) -> None:
         read_recipe(tmp_path / "latin.yaml")
 
 
+def test_a_misspelt_key_hides_no_fault_of_the_right_one(write: Write) -> None:
+    text = GOOD + "    training: {max_stepps: 3, max_steps: -3, sed: 1}\n    modl: other\n"
+    found = [(p.where, p.message.split(",")[0]) for p in problems(text, write)]
+    assert found == [
+        ("recipe.yaml:6, training.max_steps", "should be greater than 0"),
+        ("recipe.yaml:6, training.max_stepps", "unknown key `max_stepps`"),
+        ("recipe.yaml:6, training.sed", "unknown key `sed`"),
+        ("recipe.yaml:7, modl", "unknown key `modl`"),
+    ]
+
+
 def test_duplicate_keys_are_errors_with_both_lines(write: Write) -> None:
     problem = only_problem(GOOD + "    training:\n      seed: 1\n      seed: 2\n", write)
     assert problem.where == "recipe.yaml:8, training.seed"

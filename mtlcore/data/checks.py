@@ -59,8 +59,14 @@ def look_at_tasks(
     tasks: Sequence[str] | None = None,
     columns: Sequence[str] = (),
     progress: Progress | None = None,
+    ask_components: bool = True,
 ) -> Looked:
-    """What `check_tasks` does; problems go to the report, the tasks and components come back."""
+    """What `check_tasks` does; problems go to the report, the tasks and components come back.
+
+    Without `ask_components` these are made, but not asked whether they can work with the tasks.
+    """
+    from mtlcore.run import layout_of, trackers
+
     wanted = [*(Column(name, f"--column {name}") for name in columns), *_columns_of(recipe)]
     checks = []
     for name in recipe.tasks:
@@ -75,24 +81,24 @@ def look_at_tasks(
     _require_columns(wanted, checks, report, whole=tasks is None)
     readable = [task for check in checks if (task := check.as_task()) is not None]
     made = make_components(recipe, plugins)
-    layout = _check_components(recipe, plugins, made, readable, report)
-    return Looked(readable, made, layout)
-
-
-def _check_components(
-    recipe: Recipe,
-    plugins: PluginManager,
-    made: Made,
-    tasks: Sequence[Task],
-    report: CheckReport,
-) -> Layout | None:
-    """What a run would refuse before its first step."""
-    from mtlcore.run import layout_of, trackers
-
     report.errors += made.problems
     for name in recipe.training.report_to:
         report.collect(trackers, [name])
     layout = report.collect(layout_of, recipe)
+    if ask_components:
+        _ask_components(recipe, plugins, made, readable, layout, report)
+    return Looked(readable, made, layout)
+
+
+def _ask_components(
+    recipe: Recipe,
+    plugins: PluginManager,
+    made: Made,
+    tasks: Sequence[Task],
+    layout: Layout | None,
+    report: CheckReport,
+) -> None:
+    """What a run would refuse before its first step."""
     for task in tasks:
         plugins.register(task.format, f"tasks.{task.name}.format")
     # A column that is missing was told already.
@@ -101,7 +107,6 @@ def _check_components(
     errors, warnings = check_components(plugins, made.by_key, recipe, tasks, layout)
     report.errors += [p for p in errors if p.where.removesuffix(".column") not in missing]
     report.warnings += warnings
-    return layout
 
 
 def _columns_of(recipe: Recipe) -> Iterator[Column]:

@@ -249,8 +249,9 @@ class TaskChecker:
         found.bad, found.tokens = counts.skipped, Lengths.of(lengths)
         source, mark = part.source, part.source.fingerprint
         self.read[split] = Split(split, tuple(examples), counts, source.path, mark, mark)
+        told = len(self.report.errors)
         self._judge(split, found, too_long)
-        if not found.used:
+        if not found.used and len(self.report.errors) == told:
             counts.dropped_overlong = found.overlong
             where, path = f"{self.loader.where}.{split}", part.source.path
             self._error(self.loader.nothing_usable(where, path, counts, counts.bad))

@@ -149,6 +149,7 @@ class _Preflight:
             tasks=tasks,
             columns=columns,
             progress=self.progress,
+            ask_components=not self.read.rest.is_spoiled(("tasks",)),
         )
         if tokenizer is None:
             self.report.notes.append(

@@ -158,6 +158,11 @@ def test_a_misspelt_required_key_is_not_missing_too(check: Callable[..., list[st
     assert only(check("name_or_path", "nme_or_path")).startswith("1, model.nme_or_path: unknown")
     assert only(check("tasks:", "taks:")).startswith("2, taks: unknown key")
     assert only(check("format", "fromat")).startswith("3, tasks.one.fromat: unknown key")
+    missing = only(check("format: classification", "format: text, colums: {text: label}"))
+    assert missing.startswith("3, tasks.one.colums: unknown key")
+    assert only(check("train: rows.jsonl", "train: {pth: rows.jsonl}")).startswith(
+        "3, tasks.one.train.pth: unknown key"
+    )
 
 
 def test_rows_are_looked_at_whatever_is_wrong_with_the_model(
@@ -216,12 +221,15 @@ def test_a_plugin_is_not_loaded_where_third_party_code_is_forbidden(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
+        ("training: {metric_for_best_model: eval_loss, eval_stps: 2, early_stopping_patience: 2}",
+         ["5, training.eval_stps: unknown"]),
         ("sharing: {shared: 0}", ["5, sharing: all ranks are 0"]),
         ("sharing: {groups: {g: {tasks: [oen], r: 2}}}", ["5, sharing.groups.g.tasks[0]"]),
         ("sharing: {shared: 2, own_layers: [7]}", ["5, sharing.own_layers: has nothing to act on"]),
         ("sharing: {own: 2, own_layers: [7]}", ["5, sharing.own_layers: the model has no block 7"]),
         ("stages: [{name: a, tasks: [oen, one, two]}]", ["5, stages[0].tasks[0]: no task"]),
         ("stages: [{name: a, tasks: [oen]}, {name: b, tasks: [one, two]}]", ["5, stages[0]"]),
+        ("stages: [{name: a, tasks: [oen, two]}]", ["5, stages[0].tasks[0]: no task 'oen'"]),
         ("stages: 3", ["5, stages: should be a list"]),
         ("tasks: {}", ["5, tasks: stands here twice", "5, tasks: there is no task"]),
         ("start: {run: 7}", ["5, start.run: should be text"]),
@@ -230,6 +238,9 @@ def test_a_plugin_is_not_loaded_where_third_party_code_is_forbidden(
         ("training: [1]", ["5, training: should be a mapping"]),
         ("bottleneck: {own: 4, target_modules: [fc1, fc2]}", ["'fc1'", "'fc2'"]),
         ("plugins: [1]", ["5, plugins: should be text"]),
+        ("tasks: 3\nstages: [{name: a, tasks: [one]}]\nmonitoring: [conflicts]",
+         ["5, tasks: stands here twice", "5, tasks: should be a mapping"]),
+        ("sampling: {name: temperature, cap: [x]}", ["5, sampling: sampling.cap must be"]),
     ],
 )  # fmt: skip
 def test_nothing_that_follows_from_a_fault_is_told(
@@ -239,6 +250,14 @@ def test_nothing_that_follows_from_a_fault_is_told(
     assert len(found) == len(told), found
     for error, part in zip(found, told, strict=True):
         assert part in error
+
+
+def test_rows_that_are_all_bad_are_told_once(check: Callable[..., list[str]], folder: Path) -> None:
+    write_jsonl(folder / "rows.jsonl", [{"text": "", "label": "good"}])
+    given = "format: {name: classification, labels: [good, bad]}"
+    one, two = check("format: classification", given)
+    assert one.startswith("3, tasks.one.train: 1 of 1 rows are bad")
+    assert two.startswith("4, tasks.two.format: "), "which has no row to take its labels from"
 
 
 def test_train_names_the_command_that_tells_everything(cli: CommandLine, folder: Path) -> None:
