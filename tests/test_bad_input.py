@@ -695,7 +695,7 @@ def test_a_folder_that_is_no_run_is_refused(verb: str, cli: CommandLine, folder:
 def test_an_unknown_task_of_a_run_is_refused(verb: str, cli: CommandLine, tiny_run: Path) -> None:
     prompt = ["Define horse:"] if verb == "generate" else []
     message = assert_refused(cli, [verb, tiny_run, "--task", "speling", *prompt], tiny_run)
-    assert message == "error: unknown task 'speling'\n  fix: did you mean 'spelling'?\n"
+    assert message == "error: the recipe has no task 'speling'\n  fix: did you mean 'spelling'?\n"
 
 
 def test_a_damaged_checkpoint_is_named(
