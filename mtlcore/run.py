@@ -24,7 +24,7 @@ from mtlcore.data.sources import Rows
 from mtlcore.data.splits import SPLITS
 from mtlcore.data.tasks import Task, load_tasks
 from mtlcore.distributed import broadcast, is_main, on_cpu_processes
-from mtlcore.errors import MtlcoreError, RecipeError, UserError, did_you_mean
+from mtlcore.errors import MtlcoreError, RecipeError, UserError, did_you_mean, require_tasks
 from mtlcore.evaluation import bootstrap
 from mtlcore.evaluation.bootstrap import Resamples
 from mtlcore.evaluation.predictions import (
@@ -200,12 +200,9 @@ class Run:
 
     def task(self, name: str) -> Task:
         """The task of that name; an unknown one is a UserError."""
-        for task in self.tasks:
-            if task.name == name:
-                return task
-        raise UserError(
-            f"unknown task {name!r}", fix=did_you_mean(name, [task.name for task in self.tasks])
-        )
+        by_name = {task.name: task for task in self.tasks}
+        require_tasks([name], by_name)
+        return by_name[name]
 
     def rows(self, task: str, split: str = "test") -> Split:
         """The rows of a task's split (of eval where there is no test split), read if need be."""
