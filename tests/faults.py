@@ -7,19 +7,49 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.recipes import final_adapters, metrics
+from mtlcore.checkpoint_store import ADAPTERS, COMPONENTS, OPTIMIZER, STATE
+from mtlcore.manifest import MANIFEST
+from tests.recipes import final_adapters, metrics, training_part, write_tiny_recipe
 
+FILES = (ADAPTERS, OPTIMIZER, COMPONENTS, STATE, MANIFEST)
 CLOCKS = ("seconds", "task_seconds", "eval_seconds", "peak_memory_mb", "task_peak_memory_mb")
 
 PRELOADED = [
     "mtlcore.api", "mtlcore.cli", "tests.faults", "transformers.models.llama.modeling_llama",
     "sklearn.metrics", "sacrebleu",
 ]  # fmt: skip
+
+
+def recipe_in(folder: Path, model: Path) -> Path:
+    """Dropout, own weights, replay, an auditor, a regularizer with state, two stages, best weights
+    in the end."""
+    training = training_part(
+        folder,
+        max_steps="null",
+        eval_steps=2,
+        eval_max_rows=6,
+        save_steps=1,
+        save_total_limit=3,
+        metric_for_best_model="eval_loss",
+        load_best_model_at_end="true",
+        gradient_accumulation_steps=2,
+    )
+    return write_tiny_recipe(
+        folder,
+        model,
+        training=training,
+        weighting="uncertainty",
+        replay="{name: reservoir, rows: 8}",
+        stages="[{name: first, tasks: [sentiment, spelling], max_steps: 5}, "
+        "{name: second, tasks: [definitions], max_steps: 4}]",
+        auditing="[{name: counterfactual, every_n_steps: 3}]",
+    )
 
 
 def train_in_process(recipe: Path, **environ: str) -> multiprocessing.process.BaseProcess:
@@ -84,3 +114,27 @@ def _timeless(folder: Path) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in line.items() if key not in CLOCKS} for line in metrics(folder)
     ]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def link(path: Path) -> None:
+    """The same bytes, but somewhere else."""
+    elsewhere = path.with_name(f"moved-{path.name}")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+DAMAGES: list[Callable[[Path], None]] = [truncate, flip, empty, Path.unlink, link]

@@ -18,7 +18,6 @@ from mtlcore.checkpoint_store import (
     ADAPTERS,
     COMPONENTS,
     OPTIMIZER,
-    STATE,
     Snapshot,
     checkpoint_folder,
     checkpoints,
@@ -28,34 +27,8 @@ from mtlcore.errors import UserError
 from mtlcore.manifest import MANIFEST, DamagedError
 from mtlcore.recipe_file import read_recipe
 from mtlcore.run_lock import RunLock
-from tests.faults import differences
+from tests.faults import DAMAGES, FILES, differences, flip
 from tests.recipes import write_tiny_recipe
-
-FILES = (ADAPTERS, OPTIMIZER, COMPONENTS, STATE, MANIFEST)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def link(path: Path) -> None:
-    """The same bytes, but somewhere else."""
-    elsewhere = path.with_name(f"moved-{path.name}")
-    path.rename(elsewhere)
-    path.symlink_to(elsewhere)
-
-
-DAMAGES: list[Callable[[Path], None]] = [truncate, flip, empty, Path.unlink, link]
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ import pytest
 import mtlcore
 from mtlcore.checkpoint_store import checkpoints, open_checkpoint
 from mtlcore.stop_signals import RunStopped
-from tests.faults import differences, end_after, seconds_of_a_run, train_in_process
-from tests.recipes import training_part, write_tiny_recipe
+from tests.faults import differences, end_after, recipe_in, seconds_of_a_run, train_in_process
 
 STOPPED = 75
 
@@ -28,32 +27,6 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         folder = tmp_path_factory.mktemp(name)
         seconds = seconds_of_a_run(recipe_in(folder, tiny_model))
     return folder / "run", seconds
-
-
-def recipe_in(folder: Path, model: Path) -> Path:
-    """Dropout, own weights, replay, an auditor, a regularizer with state, two stages, best weights
-    in the end."""
-    training = training_part(
-        folder,
-        max_steps="null",
-        eval_steps=2,
-        eval_max_rows=6,
-        save_steps=1,
-        save_total_limit=3,
-        metric_for_best_model="eval_loss",
-        load_best_model_at_end="true",
-        gradient_accumulation_steps=2,
-    )
-    return write_tiny_recipe(
-        folder,
-        model,
-        training=training,
-        weighting="uncertainty",
-        replay="{name: reservoir, rows: 8}",
-        stages="[{name: first, tasks: [sentiment, spelling], max_steps: 5}, "
-        "{name: second, tasks: [definitions], max_steps: 4}]",
-        auditing="[{name: counterfactual, every_n_steps: 3}]",
-    )
 
 
 def end_at_random(
