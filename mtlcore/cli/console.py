@@ -18,11 +18,11 @@ def print_error(error: MtlcoreError) -> None:
     if isinstance(error, RecipeError):
         for problem in error.problems:
             _print_problem(problem)
+        if error.fix:
+            typer.echo(f"  fix: {error.fix}", err=True)
         count = len(error.problems)
         if count > 1:
             _red(f"{count} problems")
-        if error.fix:
-            typer.echo(f"  fix: {error.fix}", err=True)
     elif isinstance(error, UserError):
         _print_problem(error.problem)
     else:

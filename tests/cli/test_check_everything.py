@@ -266,7 +266,9 @@ def test_train_names_the_command_that_tells_everything(cli: CommandLine, folder:
     code, _, err = cli("train", recipe, "training.seed=one")
     assert code == 2
     command = f"mtlcore check {recipe} training.seed=one"
-    assert err.splitlines()[-1].startswith(f"  fix: `{command}` looks at rows and model too")
+    *_, fix, count = err.splitlines()
+    assert fix.startswith(f"  fix: `{command}` looks at rows and model too")
+    assert count.endswith(" problems")
     recipe.write_text("model: [\n")
     assert "mtlcore check" not in cli("train", recipe)[2]
 
