@@ -231,7 +231,7 @@ def test_a_plugin_is_not_loaded_where_third_party_code_is_forbidden(
         ("stages: [{name: a, tasks: [oen]}, {name: b, tasks: [one, two]}]", ["5, stages[0]"]),
         ("stages: [{name: a, tasks: [oen, two]}]", ["5, stages[0].tasks[0]: no task 'oen'"]),
         ("stages: 3", ["5, stages: should be a list"]),
-        ("tasks: {}", ["5, tasks: stands here twice", "5, tasks: there is no task"]),
+        ("tasks: {}", ["5, tasks: stands here twice"]),
         ("start: {run: 7}", ["5, start.run: should be text"]),
         ("regularization: [l2_anchor, {strength: 1}]", ["5, regularization[1].name: `name` is"]),
         ("metrics: [accuracy]", ["5, metrics: unknown key"]),
@@ -239,7 +239,7 @@ def test_a_plugin_is_not_loaded_where_third_party_code_is_forbidden(
         ("bottleneck: {own: 4, target_modules: [fc1, fc2]}", ["'fc1'", "'fc2'"]),
         ("plugins: [1]", ["5, plugins: should be text"]),
         ("tasks: 3\nstages: [{name: a, tasks: [one]}]\nmonitoring: [conflicts]",
-         ["5, tasks: stands here twice", "5, tasks: should be a mapping"]),
+         ["5, tasks: stands here twice"]),
         ("sampling: {name: temperature, cap: [x]}", ["5, sampling: sampling.cap must be"]),
     ],
 )  # fmt: skip
