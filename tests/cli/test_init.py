@@ -359,7 +359,8 @@ def test_paths_are_those_of_the_recipe(cli: CommandLine, here: Path, model: Path
 
 # -- odd names ---------------------------------------------------------------------------------
 
-NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+NAMES = st.text(CHARACTERS, min_size=1, max_size=12)
 ODD = [
     "a: b",
     "'q'",
