@@ -48,6 +48,8 @@ bench: install
 	$(BIN)/python -m benchmarks.startup --json --record
 	$(BIN)/python -m benchmarks.baselines --json --record
 	$(BIN)/python -m benchmarks.fisher --json --record
+	$(BIN)/python -m benchmarks.checkpoint --json --record
+	$(BIN)/python -m benchmarks.faults --json --record
 	$(BIN)/python -m benchmarks.demo --json --record
 
 # Wheel, sdist and repeated installs in empty environments: minutes.

@@ -16,10 +16,13 @@ adapter weights. All variants save the same adapter weights and both moments of 
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -163,8 +166,8 @@ class Case:
         count = sum(value.numel() for value in theirs.values())
         assert ours == count == RANKS[self.name] * 146_400, f"{self.name}: {ours} and {count}"
 
-    def results(self) -> list[Result]:
-        rounds = ROUNDS[self.name]
+    def results(self, rounds: int) -> list[Result]:
+        """Times of all variants in turn, and sizes."""
         times = interleave(self.variants, rounds, settle=self.trainer.writer.wait)
         times |= interleave(self.loads, rounds)
         compared = {
@@ -217,27 +220,42 @@ def _model(folder: Path) -> Path:
     return folder
 
 
-def _each_case(what: Callable[[Case], list[Result]]) -> list[Result]:
+def _each_case(sizes: Sequence[str], what: Callable[[Case], list[Result]]) -> list[Result]:
     found = []
     with tempfile.TemporaryDirectory() as root:
         model = _model(Path(root) / "model")
-        for name in RANKS:
-            case = Case(name, Path(root) / name, model)
+        for name in sizes:
+            with contextlib.redirect_stdout(sys.stderr):  # what the trainers say
+                case = Case(name, Path(root) / name, model)
             found += what(case)
-            case.trainer.run.lock.release()
             shutil.rmtree(case.folder)
     return found
 
 
-def check() -> None:
+def check(sizes: Sequence[str]) -> None:
     """Every variant saves the same weights, and ours are read back."""
 
     def checked(case: Case) -> list[Result]:
         case.check()
         return []
 
-    _each_case(checked)
+    _each_case(sizes, checked)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--sizes", nargs="*", default=list(RANKS), help="adapter weights")
+    parser.add_argument("--rounds", type=int, help="default: fewer for larger sizes")
+    options, rest = parser.parse_known_args(argv)
+
+    def measure() -> list[Result]:
+        return _each_case(
+            options.sizes, lambda case: case.results(options.rounds or ROUNDS[case.name])
+        )
+
+    main("checkpoint", lambda: check(options.sizes), measure, argv=rest)
 
 
 if __name__ == "__main__":
-    main("checkpoint", check, lambda: _each_case(Case.results))
+    run()

@@ -17,10 +17,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.harness import Result, main
+from benchmarks.harness import Result, main, result
 from mtlcore.checkpoint_store import checkpoints
 from mtlcore.demo.tiny import make_tiny_model
 from tests.faults import DAMAGES, FILES, differences, end_after, recipe_in, seconds_of_a_run
@@ -63,12 +63,14 @@ class Case:
                 survived.append(went_on)
         return survived
 
-    def damages(self) -> list[bool]:
-        """Every damage to every file of the newest checkpoint of a finished run."""
+    def damages(self, files: Sequence[str]) -> list[bool]:
+        """Every damage to each of these files of the newest checkpoint of a finished run."""
         survived = []
-        for file in FILES:
+        seconds_of_a_run(self.recipe)
+        finished = self.hit.rename(self.hit.with_name("finished"))
+        for file in files:
             for damage in DAMAGES:
-                shutil.copytree(self.whole, self.hit, symlinks=True)
+                shutil.copytree(finished, self.hit, symlinks=True)
                 damage(checkpoints(self.hit)[-1] / file)
                 survived.append(self.goes_on())
         return survived
@@ -85,32 +87,38 @@ def check() -> None:
         assert differences(case.hit, case.whole), "a lost line is not seen"
 
 
-def measure(count: int) -> list[Result]:
+def measure(moments: int, files: Sequence[str] = FILES) -> list[Result]:
     """Faults tried, survived and lost, by kind."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         case = Case(Path(folder))
         kinds: dict[str, Callable[[], list[bool]]] = {
-            "SIGKILL": lambda: case.signals(signal.SIGKILL, count),
-            "SIGTERM": lambda: case.signals(signal.SIGTERM, count),
-            "damage": case.damages,
+            "SIGKILL": lambda: case.signals(signal.SIGKILL, moments),
+            "SIGTERM": lambda: case.signals(signal.SIGTERM, moments),
+            "damage": lambda: case.damages(files),
         }
         for kind, hit in kinds.items():
             survived = hit()
-            numbers = {
+            counts = {
                 "tried": len(survived),
                 "survived": sum(survived),
                 "lost": len(survived) - sum(survived),
             }
-            for name, value in numbers.items():
-                target = 0.0 if name == "lost" else None
-                met = None if target is None else value <= target
-                found.append(Result(kind, name, value, "faults", value, value, target, met))
+            found += [
+                result(kind, name, [count], "faults", target=0 if name == "lost" else None)
+                for name, count in counts.items()
+            ]
     return found
 
 
-if __name__ == "__main__":
+def run(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--moments", type=int, default=MOMENTS, help="of each signal")
-    options, rest = parser.parse_known_args()
-    main("faults", check, lambda: measure(options.moments), argv=rest)
+    parser.add_argument("--files", nargs="*", default=FILES, help="of a checkpoint, to damage")
+    options, rest = parser.parse_known_args(argv)
+    main("faults", check, lambda: measure(options.moments, options.files), argv=rest)
+
+
+if __name__ == "__main__":
+    run()

@@ -166,8 +166,9 @@ def _yaml_hint(error: MarkedYAMLError) -> str:
     if "mapping values are not allowed" in (error.problem or ""):
         return "put quotes around text that contains `: `, and check the indentation"
     if "flow" in (error.context or ""):
-        at_end = "stream end" in (error.problem or "") or "block end" in (error.problem or "")
-        return "close the bracket" if at_end else "look for a missing comma, quote or bracket"
+        opened, found = error.context_mark, error.problem_mark
+        runs_on = opened is not None and found is not None and found.line > opened.line
+        return "close the bracket" if runs_on else "look for a missing comma, quote or bracket"
     return "check the indentation of this line and the one above"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import baselines, fisher, harness, startup, step, throughput
+from benchmarks import baselines, checkpoint, faults, fisher, harness, startup, step, throughput
 
 # TorchJD's autojac runs attention under vmap, for which torch has no batching rule.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -173,3 +173,20 @@ def test_baselines_that_touch_each_other_are_seen(
 def clip_all_tasks_as_one(self: Any, max_norm: float) -> None:
     norm = float(self.arena.own.norm())
     self.arena.own.mul_(min(1.0, max_norm / norm))
+
+
+def test_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.run(["--json", "--sizes", "1M", "--rounds", "1"])
+    found = metrics(last_line(capsys, "checkpoint"), "1M")
+    assert [name for name, one in found.items() if one["target"]] == ["wait / plain"]
+    weights_and_moments = 3 * 4 * 7 * 146_400 / 1e6
+    for whose in ("ours", "hf"):
+        assert 1 < found[f"size of {whose}"]["value"] / weights_and_moments < 1.05
+
+
+def test_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    faults.run(["--json", "--moments", "1", "--files", "optimizer.safetensors"])
+    record = last_line(capsys, "faults")
+    for kind, tried in (("SIGKILL", 1), ("SIGTERM", 1), ("damage", 5)):
+        found = metrics(record, kind)
+        assert [found[name]["value"] for name in ("tried", "survived", "lost")] == [tried, tried, 0]
