@@ -159,9 +159,11 @@ def read_parquet(data: bytes) -> Table:
 
     try:
         content = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        return Table(content.to_pylist(), None, tuple(content.column_names))
     except (pyarrow.ArrowException, OSError) as error:
         raise DamagedFileError(f"not a whole parquet file: {error}") from None
-    return Table(content.to_pylist(), None, tuple(content.column_names))
+    except (ValueError, OverflowError) as error:  # a text in no UTF-8, a date after the year 9999
+        raise DamagedFileError(f"a value cannot be read: {error}") from None
 
 
 READERS: dict[str, Callable[[bytes], Table]] = {

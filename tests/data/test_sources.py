@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import gzip
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from mtlcore.data.sources import Rows, load_rows
@@ -29,6 +32,12 @@ def written(folder: Path, name: str, data: bytes) -> Path:
     path = folder / name
     path.write_bytes(data)
     return path
+
+
+def parquet(column: pyarrow.Array) -> bytes:
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), stream)
+    return stream.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +168,8 @@ def test_csv_rows_of_the_wrong_width_are_named(tmp_path: Path) -> None:
         ("a.csv", b"text,text\na,1\n", r"a\.csv:1: the header names \['text'\] more than once"),
         ("a.csv", b"", "the file is empty"),
         ("a.parquet", b"PAR1 and no more", "not a whole parquet file"),
+        ("a.parquet", parquet(pyarrow.array([b"\xff"]).view(pyarrow.string())), "can't decode"),
+        ("a.parquet", parquet(pyarrow.array([2**62], pyarrow.timestamp("us"))), "out of range"),
         ("a.txt", b"hello", r"(?s)cannot tell what kind.*jsonl, json, csv"),
     ],
 )
