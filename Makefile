@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORE := setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -type f)
+# Processes that run the tests.
+JOBS ?= 2
+TESTS := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: install demo test tour slow check fix bench gpu docs clean
 
@@ -21,7 +24,7 @@ demo: install
 	$(BIN)/mtlcore demo
 
 test: install
-	@$(BIN)/python -m pytest
+	@$(TESTS)
 
 # One command for each remedy, without and with it; writes docs/tour.md.
 tour: install
@@ -34,7 +37,7 @@ check: install
 	@if [ -x $(BIN)/clang-format ]; then \
 	    echo "clang-format --dry-run"; $(BIN)/clang-format --dry-run --Werror $(CXX_FILES); \
 	else echo "clang-format is not installed: C++ not checked"; fi
-	@$(BIN)/python -m pytest
+	@$(TESTS)
 
 fix: install
 	$(BIN)/ruff check --fix .

@@ -134,8 +134,9 @@ def require_same_recipe(
         raise UserError(
             "the recipe is not that of the run to be resumed:\n  " + "\n  ".join(refused),
             where=str(folder / RECIPE),
-            fix="repeat the key=value arguments of the first start (or resume with that file), "
-            "or train into another training.output_dir",
+            fix="resume with that file, or repeat the key=value arguments of the first start; for "
+            f"another run from the weights of this one: start: {folder}, and another "
+            "training.output_dir",
         )
     return [f"changed since the run was begun: {line}" for line in changed.values()]
 

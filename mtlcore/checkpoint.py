@@ -130,6 +130,7 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     _compare_origin(run, state["origin"])
     load_adapters(run, saved)
     trainer.load_progress_state(state["progress"])  # its stage, with an optimizer of its own
+    trainer.require_steps_left()
     grouped: dict[int, dict[str, Tensor]] = {}
     for name, value in saved.tensors(OPTIMIZER).items():
         index, _, key = name.partition(".")

@@ -35,6 +35,7 @@ STATE_KEYS = {
     "step", "tasks", "rows_drawn", "scheduler", "progress", "components", "origin", "formats",
     "head_options",
 }  # fmt: skip
+_NAME = re.compile(r"step-\d+")
 
 
 @dataclass
@@ -62,6 +63,12 @@ class Checkpoint:
                 f"{STATE} lacks {', '.join(sorted(missing))}",
                 where=str(self.folder),
                 fix="it was written by another version of mtlcore: train with that one",
+            )
+        if _NAME.fullmatch(self.folder.name) and step_of(self.folder) != state["step"]:
+            raise DamagedError(
+                f"it holds step {state['step']}, not that of its name",
+                where=str(self.folder),
+                fix=f"give the folder its name back: step-{state['step']:06d}",
             )
         return state
 
@@ -97,12 +104,18 @@ def checkpoint_folder(run_folder: Path, step: int) -> Path:
 def checkpoints(run_folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; they may be damaged."""
     found = (run_folder / "checkpoints").glob("step-*")
-    return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=step_of)
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def step_of(folder: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(folder.name.removeprefix("step-"))
+
+
+def newest_until(run_folder: Path, step: int) -> Path | None:
+    """The newest checkpoint of a step or one before it; it may be damaged."""
+    found = [folder for folder in checkpoints(run_folder) if step_of(folder) <= step]
+    return found[-1] if found else None
 
 
 def newest_good(run_folder: Path, *, with_best: bool) -> tuple[Checkpoint | None, list[str]]:
@@ -115,7 +128,8 @@ def newest_good(run_folder: Path, *, with_best: bool) -> tuple[Checkpoint | None
     for folder in reversed(checkpoints(run_folder)):
         try:
             found = open_checkpoint(folder)
-            for step in sorted(best_steps(found.state())) if with_best else ():
+            best = best_steps(found.state())
+            for step in sorted(best) if with_best else ():
                 open_checkpoint(checkpoint_folder(run_folder, step), ADAPTERS)
         except DamagedError as error:
             whose = (

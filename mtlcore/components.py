@@ -147,6 +147,14 @@ class Component:
             )
 
 
+def _floats(values: Any) -> list[float] | None:
+    """The values as numbers; None if they are none."""
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError):
+        return None
+
+
 def rows_per_step(run: Run) -> int:
     """Rows of one optimizer step: all its micro-batches on all ranks."""
     from mtlcore.distributed import world_size
@@ -199,14 +207,19 @@ class Sampler(Component):
 
     def expected_shares(self, run: Run, step: int) -> list[float]:
         """What `shares` gives, checked, with the tasks that are not trained now left out: [T]."""
-        shares = [float(share) for share in self.shares(run, step)]
-        if len(shares) != len(run.tasks):
-            raise ValueError(
-                f"sampling {self.name!r} gave {len(shares)} shares for {len(run.tasks)} tasks"
-            )
-        if not all(share >= 0 for share in shares) or not abs(sum(shares) - 1) < 1e-6:
-            raise ValueError(
-                f"shares of sampling {self.name!r} must be >= 0 with sum 1, found {shares}"
+        given = self.shares(run, step)
+        shares = _floats(given)
+        if (
+            shares is None
+            or len(shares) != len(run.tasks)
+            or not all(share >= 0 for share in shares)
+            or not abs(sum(shares) - 1) < 1e-6
+        ):
+            raise UserError(
+                f"`shares` of sampling {self.name!r} gave {given!r} at step {step}",
+                where="sampling",
+                fix=f"return a list of {len(run.tasks)} numbers, one for each task in the order of "
+                "run.tasks, none below 0, with sum 1",
             )
         # Tasks of other stages get no rows; those of this one share what is left as before.
         pairs = zip(shares, run.tasks, strict=True)

@@ -37,6 +37,8 @@ def seal(folder: Path) -> None:
 
 def verify(folder: Path, names: Iterable[str] | None = None) -> None:
     """Raise DamagedError unless files (default: all of the manifest) are as they were sealed."""
+    if folder.is_symlink():
+        raise _damaged(folder, "the folder is a link")
     files = _read(folder)
     for name in files if names is None else names:
         if name not in files:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtlcore.commands import start_anew
 from mtlcore.distributed import any_process, gather
 from mtlcore.errors import UserError
 
@@ -50,14 +51,14 @@ class NonFinite:
         """A clause for messages."""
         told = [f"{other} is not finite at step {step}" for other in self.others]
         if self.rows:
-            rows = f"for {len(self.rows)} rows: {_places(self.rows)}"
-            told.insert(0, f"the loss is not finite at step {step} {rows}")
+            told.insert(0, f"the loss is not finite at step {step} for {_places(self.rows)}")
         return "; ".join(told)
 
 
 def _places(rows: Sequence[RowId]) -> str:
     shown = ", ".join(f"{task} row {row}" for task, row in rows[:8])
-    return shown + (" ..." if len(rows) > 8 else "")
+    count = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
+    return f"{count} (numbers in the file, from 0): {shown}{' ...' if len(rows) > 8 else ''}"
 
 
 class Guard:
@@ -150,9 +151,9 @@ class Guard:
             found.words(self._step) + ("" if rows else ", though the losses are"),
             where=f"tasks.{rows[0][0]}" if rows else "",
             fix=("look at these rows; " if rows else "")
-            + "lower training.learning_rate, set training.max_grad_norm or use dtype float32; or "
-            "set training.on_nonfinite_loss and go on with --resume; the last checkpoint is "
-            "untouched",
+            + "go on with --resume and training.on_nonfinite_loss=skip_rows (or "
+            "lower_learning_rate); or begin anew with a lower training.learning_rate, a "
+            "training.max_grad_norm or dtype float32",
         )
 
     def _give_up(self, found: NonFinite) -> None:
@@ -160,8 +161,8 @@ class Guard:
         if self.in_a_row == LONGEST:
             raise UserError(
                 f"{found.words(self._step)}; the {LONGEST} steps before made no update either",
-                fix="go on from an earlier checkpoint (--resume FOLDER) with a lower "
-                "training.learning_rate, or look at the rows and the model",
+                fix=f"{start_anew(self.run.folder, self.run.step - LONGEST)}, with a lower "
+                "training.learning_rate; and look at the rows and the model",
             )
         self.in_a_row += 1
         self.makes_update = False

@@ -405,6 +405,17 @@ class Trainer:
             num_training_steps=stage.steps,
         )
 
+    def require_steps_left(self) -> None:
+        """Refuse fewer steps than a resumed stage has behind it: it would end as if it had them."""
+        last = self.stage_start + self.stages[self.stage_index].steps
+        if self.run.step > last:
+            raise UserError(
+                f"the run is at step {self.run.step} already, past the {last} that it is to have",
+                where="training.max_steps",
+                fix=f"give more than {self.run.step} steps, or resume from an earlier checkpoint "
+                "(--resume FOLDER)",
+            )
+
     def _go_on(self) -> None:
         """Resumed from the end of a stage: enter the next one, or go on if it got more steps."""
         run, stage = self.run, self.stages[self.stage_index]
@@ -615,9 +626,11 @@ class Trainer:
             self.due.remove("save")
         self._saved = self._place()
         if is_main():
+            # While the weights may be spoilt, no sound checkpoint makes room for one of them.
+            doubtful = self.guard.in_a_row or self.watchdog.above
             self.writer.save(
                 checkpoint.snapshot(self),
-                keep=self.recipe.save_total_limit,
+                keep=None if doubtful else self.recipe.save_total_limit,
                 best=self.judge.best_steps,
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mtlcore.checkpoint_store import checkpoints, step_of
+from mtlcore.commands import start_anew
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,21 +37,8 @@ class LossWatchdog:
             f"the mean loss was above {self.threshold:g} for {self.above} steps in a row, up to "
             f"step {record.step}: {record.loss:.3f} ({losses})",
             where="training.loss_watchdog_threshold",
-            fix=self._fix(record.step - self.above),
-        )
-
-    def _fix(self, last_good: int) -> str:
-        """`last_good`: the step before those."""
-        folders = checkpoints(self.run.folder)
-        good = [folder for folder in folders if step_of(folder) <= last_good]
-        if not good:
-            return (
-                "start again with a lower training.learning_rate: there is no checkpoint from "
-                "before the loss was that high"
-            )
-        return (
-            f"the last good checkpoint is {good[-1]}; start again with a lower "
-            "training.learning_rate, or go on from it (--resume FOLDER) with a higher threshold"
+            fix=f"{start_anew(self.run.folder, record.step - self.above)}, with a lower "
+            "training.learning_rate; or go on with --resume and a higher threshold",
         )
 
     def state(self) -> dict[str, Any]:

@@ -220,6 +220,13 @@ class Starves(Sampler):
         return [12 * (task.index == first) for task in run.tasks]
 
 
+class NamesItsShares(Sampler):
+    name = "broken"
+
+    def shares(self, run, step):
+        return {task.name: 1 / len(run.tasks) for task in run.tasks}
+
+
 class LeavesTheTask(RowChooser):
     """Gives ids beyond the last row."""
 
@@ -247,6 +254,7 @@ BROKEN_SAMPLERS = [
     (TakesTooMany, "24 rows of 12.*fix: the counts must sum to"),
     (TakesAllTasks, "4 rows of 'definitions', which is not trained then .stage 'first'"),
     (Starves, "'sentiment' got 144 rows in 18 steps, its shares promise 60"),
+    (NamesItsShares, "gave .'sentiment'.* at step 0.*fix: return a list of 3 numbers"),
     (LeavesTheTask, r"step 7: .*row ids \[.*\] of 'sentiment', which has rows 0 .. 39"),
 ]
 

@@ -60,6 +60,19 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits
     assert open_checkpoint(newest)
 
 
+def test_a_link_and_a_folder_of_another_step_are_passed_over(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    newest = checkpoints(copy)[-1]
+    (newest.parent / "step-000099").symlink_to(newest)
+    shutil.copytree(newest, newest.parent / "step-000098")
+    again = mtlcore.train(run.parent / "recipe.yaml", [f"training.output_dir={copy}"], resume=True)
+    assert [note for note in again.notes if "passed over" in note] == [
+        "warning: step-000099 is passed over: the folder is a link",
+        "warning: step-000098 is passed over: it holds step 6, not that of its name",
+    ]
+    assert differences(copy, run) == []
+
+
 def test_with_all_checkpoints_damaged_nothing_is_begun(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     for folder in checkpoints(copy):
@@ -251,6 +264,15 @@ def test_other_rows_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     test = tmp_path / "spelling.test.jsonl"
     test.write_text(test.read_text() * 2)  # is not trained on
     assert mtlcore.train(recipe, resume=True).step == 6
+
+
+def test_fewer_steps_than_a_run_has_behind_it_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    run = mtlcore.train(recipe)
+    before = (run.folder / "result.json").read_bytes()
+    with pytest.raises(UserError, match="at step 6 already, past the 4 that it is to have"):
+        mtlcore.train(recipe, ["training.max_steps=4"], resume=True)
+    assert (run.folder / "result.json").read_bytes() == before
 
 
 def test_a_changed_recipe_is_shown_whole(tiny_model: Path, tmp_path: Path) -> None:

@@ -84,9 +84,12 @@ def test_counts_depend_on_seed_and_step_alone():
     assert plan(0) == plan(0) != plan(1)
 
 
-@pytest.mark.parametrize("shares", [[1.0], [0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0]])
+@pytest.mark.parametrize(
+    "shares",
+    [[1.0], [0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0], {"a": 0.5, "b": 0.5}, None, 1.0],
+)
 def test_shares_that_are_no_distribution_are_refused(shares):
-    with pytest.raises(ValueError, match="shares"):
+    with pytest.raises(UserError, match=r"shares.*\n.*fix: return a list of 2 numbers"):
         Shares(shares).mtlcore_plan_step(stand_in_run({"a": 5, "b": 5}), 0)
 
 

@@ -244,6 +244,14 @@ def test_the_reference_of_the_recipe_is_up_to_date() -> None:
         assert line == wanted, "run: python docs/build_recipe.py"
 
 
+def test_reliability_lists_every_key_that_a_resumed_run_may_change() -> None:
+    from mtlcore.api import MAY_CHANGE
+
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    listed = page.partition("which may change:")[2].partition("`--resume` without")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(MAY_CHANGE)
+
+
 def test_few_blocks_are_not_run() -> None:
     shown = [block for block in BLOCKS if block.language == "python" and block.argument == "no-run"]
     ran = [block for block in BLOCKS if block.language == "python" and not block.argument]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -392,6 +393,8 @@ def test_the_watchdog_names_step_losses_and_the_last_good_checkpoint(
     (tmp_path / "surge.py").write_text(SURGE)
     parts = {"regularization": "[surge]", "plugins": f"[{tmp_path / 'surge.py'}]"}
     keys = {"loss_watchdog_threshold": 50, "loss_watchdog_patience": 2, "save_steps": 1}
+    # Only the newest is kept, but none makes room for one whose weights may be spoilt.
+    keys["save_total_limit"] = 1
     recipe = recipe_in(tmp_path / "a", tiny_model, parts, **keys)
     for resume in (False, True):  # from step 4, where one step was above: the count is kept
         with pytest.raises(UserError) as caught:
@@ -399,8 +402,13 @@ def test_the_watchdog_names_step_losses_and_the_last_good_checkpoint(
         problem = caught.value.problem
         assert "above 50 for 2 steps in a row, up to step 5: 10" in problem.message
         assert "spelling 10" in problem.message
-        assert "checkpoints/step-000003;" in problem.fix
+        assert "checkpoints/step-000003: start: " in problem.fix
         assert problem.where.endswith(", training.loss_watchdog_threshold")
+    # What the fix says works.
+    start = re.search(r"start: (\{.*\}), with", problem.fix)[1]
+    keys = {"learning_rate": 1e-5, "max_steps": 2}
+    anew = recipe_in(tmp_path / "b", tiny_model, {"start": start}, **keys)
+    assert mtlcore.train(anew).step == 2
 
 
 def test_the_watchdog_lets_low_losses_and_short_rises_pass(
@@ -411,7 +419,7 @@ def test_the_watchdog_lets_low_losses_and_short_rises_pass(
     keys = {"loss_watchdog_threshold": 50, "loss_watchdog_patience": 4}
     assert mtlcore.train(recipe_in(tmp_path / "a", tiny_model, parts, **keys)).step == 6
     keys = {"loss_watchdog_threshold": 5, "save_steps": 2}
-    with pytest.raises(UserError, match="no checkpoint from before") as caught:
+    with pytest.raises(UserError, match="no checkpoint of step 0") as caught:
         mtlcore.train(recipe_in(tmp_path / "b", tiny_model, **keys))
     assert "up to step 3" in caught.value.problem.message  # 3 steps by default
 

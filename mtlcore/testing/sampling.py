@@ -214,7 +214,11 @@ class _Checks:
         self._set_tasks(run, step)
         if step in (0, STAGE_STEPS):
             run.plugins.hook.mtlcore_stage_start(run=run, stage=run.stage)
-        return run.sampler.expected_shares(run, step) if self._promises(run) else []
+        try:
+            return run.sampler.expected_shares(run, step) if self._promises(run) else []
+        except UserError as error:
+            problem = error.problem
+            raise NotConformant(self.trial.cls, problem.message, fix=problem.fix) from error
 
     def _step(self, run: Run, step: int) -> dict[str, list[int]]:
         try:

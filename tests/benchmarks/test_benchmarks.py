@@ -184,6 +184,7 @@ def test_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
         assert 1 < found[f"size of {whose}"]["value"] / weights_and_moments < 1.05
 
 
+@pytest.mark.slow
 def test_faults(capsys: pytest.CaptureFixture[str]) -> None:
     faults.run(["--json", "--moments", "1", "--files", "optimizer.safetensors"])
     record = last_line(capsys, "faults")
