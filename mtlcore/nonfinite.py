@@ -174,8 +174,10 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """For checkpoints."""
-        return {"factor": self.factor, "in_a_row": self.in_a_row}
+        told = sorted(self._told)
+        return {"factor": self.factor, "in_a_row": self.in_a_row, "told": told}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Set what `state` gave."""
         self.factor, self.in_a_row = state["factor"], state["in_a_row"]
+        self._told = {(task, row) for task, row in state["told"]}

@@ -22,6 +22,11 @@ class RunLock:
         self.folder = folder
         self._lock: FileLock | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether this process has it."""
+        return self._lock is not None
+
     def acquire(self) -> None:
         """Take the lock of a folder that exists, unless it is held already; UserError if another
         process has it."""

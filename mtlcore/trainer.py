@@ -337,11 +337,11 @@ class Trainer:
         A first SIGTERM or SIGINT ends it after the step, with a checkpoint, by `RunStopped`.
         """
         run = self.run
-        run.check()
-        if run.plugins.implements("mtlcore_audit"):
-            run.tasks_with_rows("eval")  # now, not after the training
-        run.plugins.hook.mtlcore_run_start(run=run)  # may refuse too: no file yet
         try:
+            run.check()
+            if run.plugins.implements("mtlcore_audit"):
+                run.tasks_with_rows("eval")  # now, not after the training
+            run.plugins.hook.mtlcore_run_start(run=run)  # may refuse too: no file yet
             with telling_system_errors(run), run.signals:
                 self._begin_records()
                 self._train_stages()
@@ -353,8 +353,11 @@ class Trainer:
     def _begin_records(self) -> None:
         run, recipe = self.run, self.recipe
         if is_main():
-            run.folder.mkdir(parents=True, exist_ok=True)
-            run.lock.acquire()
+            if not run.lock.held:  # a folder of our own, unless another process was faster
+                run.folder.mkdir(parents=True, exist_ok=True)
+                run.lock.acquire()
+                if run.step == 0:
+                    checkpoint.require_no_run(run.folder)
             with replacing(run.folder / RECIPE) as partial:
                 write_recipe(run.recipe, partial)
             write_json(run.folder / "environment.json", run.environment())
@@ -692,20 +695,14 @@ class Trainer:
             "had_effect": self.had_effect,
             "saw_several_tasks": self.saw_several_tasks,
             "totals": asdict(self.totals),
+            "notes": self.run.notes,
             "nonfinite": self.guard.state(),
             "watchdog": self.watchdog.state(),
         }
 
     def load_progress_state(self, state: dict[str, Any]) -> None:
         """Set what `progress_state` gave, and enter its stage."""
-        names = [stage.name for stage in self.stages]
-        if state["stage"] not in names:
-            raise UserError(
-                f"the checkpoint is of the stage {state['stage']!r}, which the recipe lacks",
-                where="stages",
-                fix="resume with the recipe of the run (recipe.yaml in its folder)",
-            )
-        self.enter_stage(names.index(state["stage"]))
+        self.enter_stage([stage.name for stage in self.stages].index(state["stage"]))
         self.stage_start, self.stage_ended = state["stage_start"], state["stage_ended"]
         self.due = list(state["due"])
         self.run.active = list(state["active"])
@@ -714,9 +711,9 @@ class Trainer:
         self.had_effect = state["had_effect"]
         self.saw_several_tasks = state["saw_several_tasks"]
         self.totals = Totals(**state["totals"])
-        if "nonfinite" in state:  # an older checkpoint has neither
-            self.guard.load_state(state["nonfinite"])
-            self.watchdog.load_state(state["watchdog"])
+        self.run.notes[:0] = [note for note in state["notes"] if note not in self.run.notes]
+        self.guard.load_state(state["nonfinite"])
+        self.watchdog.load_state(state["watchdog"])
         peaks = self.totals.task_peak_memory_mb
         self.task_peaks = [peaks.get(task.name, 0.0) for task in self.run.tasks]
 

@@ -33,7 +33,7 @@ from mtlcore.files import replace_text
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe
-from mtlcore.run import load_tokenizer, write_json
+from mtlcore.run import RECIPE, load_tokenizer, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -116,8 +116,9 @@ def cross_validate(
 def _run_fold(loaded: LoadedRecipe) -> Scores:
     """Train and score one fold, from where it was left; or what it was scored, if it was."""
     folder = loaded.output_dir
-    if folder.exists():
-        api.require_same_recipe(loaded.recipe, folder, MAY_CHANGE)
+    if (folder / RECIPE).is_file():
+        before = api.recorded_recipe(folder)
+        api.require_same_recipe(loaded.recipe, before, folder / RECIPE, MAY_CHANGE)
         if checkpoints(folder) and (found := _kept_scores(folder)) is not None:
             return found
     trainer = api.prepare(loaded, resume=folder.exists())
