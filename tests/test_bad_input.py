@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import io
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow
 import pyarrow.parquet
@@ -666,6 +668,13 @@ def test_a_bom_and_windows_line_ends_are_fine(cli: CommandLine, folder: Path) ->
     assert "spelling: train 24 rows; eval 6 rows; test 6 rows" in out
 
 
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def raises(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return raises
+
+
 # -- runs --------------------------------------------------------------------------------------
 
 
@@ -674,6 +683,34 @@ def test_a_run_is_not_overwritten(cli: CommandLine, folder: Path, tiny_run: Path
     message = assert_refused(cli, ["train", folder / "recipe.yaml"], folder)
     assert f"training.output_dir: {folder}/run already holds a run" in message
     assert "fix: go on with --resume" in message
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_folder_that_cannot_be_made_is_told_before_a_row_is_read(
+    verb: str, cli: CommandLine, folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "locked"
+    place.mkdir()
+    full = OSError(errno.EROFS, "Read-only file system")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtlcore.run_folder.tempfile.TemporaryDirectory", raising(full))
+        code, out, err = cli(verb, folder / "recipe.yaml", f"training.output_dir={place}/a/b")
+    assert code == 2
+    said = " ".join((out + err).split())
+    assert f"the folder {place}/a/b cannot be made: Read-only file system" in said
+    assert "fix: make the disk writable, or choose a training.output_dir on another one" in said
+    assert "--resume" not in said
+    assert not [*place.iterdir()]
+
+
+def test_check_tells_that_a_run_is_in_the_way(
+    cli: CommandLine, folder: Path, tiny_run: Path
+) -> None:
+    shutil.copytree(tiny_run, folder / "run")
+    code, out, _ = cli("check", folder / "recipe.yaml")
+    assert code == 0
+    assert f"{folder}/run already holds a run: `mtlcore train` will refuse it" in out
+    assert "fix: go on with --resume, choose another training.output_dir" in out
 
 
 def test_a_path_to_resume_from_must_be_a_checkpoint(cli: CommandLine, folder: Path) -> None:
