@@ -53,6 +53,11 @@ class RecipeError(UserError):
         self.set_problems(problems)
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The spelling among `words` that comes nearest to `word`, if any is near."""
     matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)

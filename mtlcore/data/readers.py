@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtlcore.data.fields import kind_of
+from mtlcore.errors import counted
 
 Row = dict[str, Any]
 
@@ -130,13 +131,14 @@ def read_csv(data: bytes, *, delimiter: str = ",") -> Table:
                 raise DamagedFileError("the file is empty; a header line is expected")
             doubled = {name for name in header if header.count(name) > 1}
             if doubled:
-                raise DamagedFileError(f"the header names {sorted(doubled)} more than once", 1)
+                names = ", ".join(map(repr, sorted(doubled)))
+                raise DamagedFileError(f"the header names {names} more than once", 1)
             line = reader.line_num + 1
             for cells in reader:
                 if len(cells) == len(header):
                     table.add(dict(zip(header, cells, strict=True)), line)
                 elif cells:
-                    why = f"{len(cells)} cells where the header has {len(header)}"
+                    why = f"{counted(len(cells), 'cell')} where the header has {len(header)}"
                     table.bad.append((line, why))
                 line = reader.line_num + 1
         except csv.Error as error:

@@ -214,7 +214,8 @@ class _Preflight:
             self._not_looked_at("steps, memory and disk", error)
             return
         self.report.plan = plan
-        if plan.disk.free < plan.disk.needed:
+        can_be_made = all(p.where != "training.output_dir" for p in self.report.errors)
+        if can_be_made and plan.disk.free < plan.disk.needed:
             self.report.warnings.append(
                 Problem(
                     "training.output_dir",

@@ -146,7 +146,7 @@ def test_csv_rows_of_the_wrong_width_are_named(tmp_path: Path) -> None:
     rows = read(path)
     assert [row["text"] for row in rows] == ["a", "d"]
     assert rows.bad == [
-        f"{path}:3: 1 cells where the header has 2",
+        f"{path}:3: 1 cell where the header has 2",
         f"{path}:4: 3 cells where the header has 2",
     ]
 
@@ -165,7 +165,7 @@ def test_csv_rows_of_the_wrong_width_are_named(tmp_path: Path) -> None:
         ("a.jsonl.gz", LINES, "cut short or damaged"),
         ("a.csv", b"text,n\na,1\nb,caf\xe9\n", r"a\.csv:3: not UTF-8 \(byte 0xe9\)"),
         ("a.csv", b'text,n\na,1\n"b,2\nc,3\n', r"a\.csv:3: broken row"),
-        ("a.csv", b"text,text\na,1\n", r"a\.csv:1: the header names \['text'\] more than once"),
+        ("a.csv", b"text,text\na,1\n", r"a\.csv:1: the header names 'text' more than once"),
         ("a.csv", b"", "the file is empty"),
         ("a.parquet", b"PAR1 and no more", "not a whole parquet file"),
         ("a.parquet", parquet(pyarrow.array([b"\xff"]).view(pyarrow.string())), "can't decode"),
