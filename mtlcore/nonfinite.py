@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtlcore.distributed import any_process, gather
-from mtlcore.errors import UserError
+from mtlcore.errors import UserError, counted
 
 if TYPE_CHECKING:
     from mtlcore.data.batches import Batch
@@ -50,7 +50,7 @@ class NonFinite:
         """A clause for messages."""
         told = [f"{other} is not finite at step {step}" for other in self.others]
         if self.rows:
-            rows = f"for {len(self.rows)} rows: {_places(self.rows)}"
+            rows = f"for {counted(len(self.rows), 'row')}: {_places(self.rows)}"
             told.insert(0, f"the loss is not finite at step {step} {rows}")
         return "; ".join(told)
 
