@@ -58,10 +58,25 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+NEAR = 0.6
+"""How alike two spellings are that may be meant for each other, of 1."""
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The spelling among `words` that comes nearest to `word`, if any is near."""
-    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=NEAR)
     return matches[0] if matches else None
+
+
+def nearest_file(name: str, names: Iterable[str]) -> str | None:
+    """The same for files: their names must be alike without their endings too."""
+
+    def alike(other: str) -> bool:
+        stems = name.partition(".")[0], other.partition(".")[0]
+        short = max(map(len, stems)) <= 2  # one wrong letter leaves nothing that is alike
+        return short or difflib.SequenceMatcher(None, *stems).ratio() >= NEAR
+
+    return nearest(name, filter(alike, names))
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -25,11 +25,12 @@ SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class DamagedFileError(Exception):
-    """The file as a whole cannot be read; `line` where that is known (from 1)."""
+    """The file as a whole cannot be read; `line` where that is known (from 1), `fix` what helps."""
 
-    def __init__(self, message: str, line: int | str | None = None) -> None:
+    def __init__(self, message: str, line: int | str | None = None, *, fix: str = "") -> None:
         super().__init__(message)
         self.line = line
+        self.fix = fix
 
 
 @dataclass
@@ -133,6 +134,8 @@ def read_csv(data: bytes, *, delimiter: str = ",") -> Table:
             if doubled:
                 names = ", ".join(map(repr, sorted(doubled)))
                 raise DamagedFileError(f"the header names {names} more than once", 1)
+            if delimiter == "," and len(header) == 1:
+                _require_commas(header[0])
             line = reader.line_num + 1
             for cells in reader:
                 if len(cells) == len(header):
@@ -147,6 +150,16 @@ def read_csv(data: bytes, *, delimiter: str = ",") -> Table:
             ) from None
     table.columns = tuple(header)
     return table
+
+
+def _require_commas(only_column: str) -> None:
+    """Refuse a file whose one column is several, divided by something else."""
+    for separator, said, fix in (
+        ("\t", "tabs", "give it the ending .tsv"),
+        (";", "';'", "save it with commas"),
+    ):
+        if separator in only_column:
+            raise DamagedFileError(f"this csv is separated by {said}, not by commas", 1, fix=fix)
 
 
 def read_tsv(data: bytes) -> Table:

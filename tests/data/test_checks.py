@@ -170,7 +170,7 @@ def test_all_problems_of_all_tasks_are_in_one_report(tmp_path: Path) -> None:
         "did you mean 'txt'",
         "tasks.one.eval: task 'one': " + str(tmp_path / "empty.jsonl") + " has no usable row",
         "tasks.two.train: " + str(tmp_path / "wide.csv") + ":1: the file is UTF-16",
-        "tasks.two.test: " + str(tmp_path / "gone.jsonl") + " does not exist",
+        "tasks.two.test: no such file: " + str(tmp_path / "gone.jsonl"),
         "tasks.three.format: format 'classification': labels: at least 2 labels",
         "tasks.four.eval: task 'four'",
     ):
