@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,19 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     words = sorted(words)
     match = nearest(word, words)
     return f"did you mean {match!r}?" if match else f"known: {', '.join(words) or 'none'}"
+
+
+def fix_of_rule(rule: str) -> str:
+    """The fix for a value that breaks a rule: "should be greater than 0" -> "give a number ..."."""
+    asked = re.match(r"(?:should|must) (?:be|have) (.*?)(?:, unable to .*)?$", rule)
+    if asked is None:
+        return "give it another value, or remove the key"
+    what = asked[1]
+    if what.startswith(("greater than", "less than")):
+        return f"give a number {what}"
+    if what.startswith("'") and " or " in what:
+        return "choose one of these"
+    return "give text, in quotes" if what == "text" else f"give {what}"
 
 
 def require_tasks(names: Iterable[str], known: Collection[str], where: str = "") -> None:

@@ -389,12 +389,20 @@ RECIPES: list[tuple[str, Damage, list[str]]] = [
     (
         "an option of a component out of range",
         recipe("temperature: 2.0", "temperature: -2"),
-        ["sampling.temperature must be greater than 0, found -2"],
+        ["sampling.temperature must be greater than 0, found -2", "fix: give a number greater"],
     ),
     (
         "an option out of range",
         recipe("lora_dropout: 0.1", "lora_dropout: 1.5"),
-        ["FOLDER/recipe.yaml:27, lora.lora_dropout: should be less than 1, found 1.5"],
+        [
+            "FOLDER/recipe.yaml:27, lora.lora_dropout: should be less than 1, found 1.5",
+            "fix: give a number less",
+        ],
+    ),
+    (
+        "an option of a component without options",
+        recipe("weighting: pcgrad", "weighting: {name: equal, scope: model}"),
+        ["FOLDER/recipe.yaml:29, weighting.scope: 'equal' has no options", "fix: remove scope"],
     ),
     (
         "load_in_4bit",
@@ -471,11 +479,11 @@ RECIPES += [
             [":17, tasks.spelling.loss_weight: ", says],
         )
         for weight, says in (
-            ("-1", "should be greater than 0, found -1"),
+            ("-1", "should be greater than 0, found -1\n  fix: give a number greater than 0"),
             (".nan", "should be a finite number, found nan"),
             ("1e999", "should be a finite number, found inf"),
             ("'1,5'", "should be a number, found '1,5'"),
-            ("[1]", "should be a number, found [1]"),
+            ("[1]", "should be a number, found [1]\n  fix: give a number"),
             ("!!int x", "is no value of the YAML type 'int'"),
             ("!!python/name:os.system", "the YAML tag 'python/name:os.system' is not known"),
             ("!!python/object/apply:os.system [id]", "should be a number"),
