@@ -203,8 +203,11 @@ class _Preflight:
         from mtlcore.preflight.estimate import make_plan
 
         if not self.read.is_whole or looked.components.problems or self._misses(looked):
+            wrong = not self.read.is_whole or self.report.errors
             self.report.notes.append(
-                "steps, memory and disk are estimated when all tasks are looked at without an error"
+                "steps, memory and disk are not estimated, because of the errors"
+                if wrong
+                else "steps, memory and disk are estimated when all tasks are looked at"
             )
             return
         folder = self.read.loaded.output_dir
