@@ -59,6 +59,8 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+MORE_WORDS = {"text": "text, in quotes"}
+"""How a kind of value is written, where its name does not say so."""
 NEAR = 0.6
 """How alike two spellings are that may be meant for each other, of 1."""
 
@@ -97,7 +99,7 @@ def fix_of_rule(rule: str) -> str:
         return f"give a number {what}"
     if what.startswith("'") and " or " in what:
         return "choose one of these"
-    return "give text, in quotes" if what == "text" else f"give {what}"
+    return f"give {MORE_WORDS.get(what, what)}"
 
 
 def require_tasks(names: Iterable[str], known: Collection[str], where: str = "") -> None:
