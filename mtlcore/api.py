@@ -15,6 +15,7 @@ from mtlcore.plugins import changed_plugins
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
 from mtlcore.run import ENVIRONMENT, RECIPE, Run
+from mtlcore.run_folder import require_no_run, require_writable
 from mtlcore.run_lock import RunLock
 from mtlcore.start import take_over
 from mtlcore.trainer import Trainer
@@ -48,6 +49,7 @@ def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Train
     folder = loaded.output_dir
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file", where="training.output_dir", fix="give a folder")
+    require_writable(folder)
     join_processes()
     lock = RunLock(folder)
     if folder.is_dir():
@@ -169,7 +171,7 @@ def _checkpoint_to_resume(
     """
     folder = loaded.output_dir
     if not resume:
-        checkpoint.require_no_run(folder)
+        require_no_run(folder)
         return None
     if is_main():
         checkpoint_store.finish_interrupted_write(folder)

@@ -203,16 +203,6 @@ def _require_best(trainer: Trainer, folder: Path) -> None:
         open_checkpoint(best, ADAPTERS)
 
 
-def require_no_run(folder: Path) -> None:
-    """Refuse a folder in which something was trained."""
-    if (folder / "metrics.jsonl").exists() or checkpoints(folder):
-        raise UserError(
-            f"{folder} already holds a run",
-            where="training.output_dir",
-            fix="go on with --resume, choose another training.output_dir, or delete the folder",
-        )
-
-
 def begin(run: Run) -> None:
     """Clear the records of a run that was ended before its first checkpoint."""
     aside = sorted(path.name for path in (run.folder / "checkpoints").glob("superseded-*"))

@@ -54,6 +54,10 @@ def _is_within(filename: object, folder: Path) -> bool:
 
 def _of_disk(error: OSError, run: Run) -> UserError:
     what = error.strerror or str(error)
+    if not run.folder.is_dir():  # it could not even be made: there is nothing to go on with
+        fix = FIXES.get(error.errno or 0, "choose another training.output_dir")
+        message = f"{what}: {error.filename}"
+        return UserError(message, where="training.output_dir", fix=fix)
     fix = FIXES.get(error.errno or 0, "see to that disk")
     return UserError(
         f"{what}: {error.filename}\n  {_what_is_kept(run)}",

@@ -37,6 +37,7 @@ from mtlcore.progress import Progress
 from mtlcore.recipe_file import write_recipe
 from mtlcore.records import StepRecord, Totals
 from mtlcore.run import RECIPE, Run, write_json
+from mtlcore.run_folder import require_no_run
 from mtlcore.seeds import seed_of
 from mtlcore.stages import plan_stages
 from mtlcore.stop_signals import InterruptedByStop, RunStopped
@@ -357,7 +358,7 @@ class Trainer:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 run.lock.acquire()
                 if run.step == 0:
-                    checkpoint.require_no_run(run.folder)
+                    require_no_run(run.folder)
             with replacing(run.folder / RECIPE) as partial:
                 write_recipe(run.recipe, partial)
             write_json(run.folder / "environment.json", run.environment())

@@ -1,21 +1,44 @@
-"""Jinja2's sandbox, which also refuses numbers that would make a template fill the memory."""
+"""Jinja2's sandbox, which also refuses huge results and the printing of what is no value."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
 from jinja2.exceptions import SecurityError
 from jinja2.nodes import Extends, FromImport, Import, Include, Template
-from jinja2.runtime import Context
+from jinja2.runtime import Context, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST = 1_000_000
 """Characters that one operation may make, bits of a number, and the largest argument of a call."""
 PADDING_FILTERS = ("batch", "center", "format", "indent", "slice", "truncate", "wordwrap")
 WIDE = re.compile(r"\d{7}")
+TEXT_FILTERS = frozenset([
+    "capitalize", "e", "escape", "forceescape", "indent", "lower", "replace", "safe", "string",
+    "striptags", "title", "trim", "truncate", "upper", "urlencode", "wordcount", "wordwrap",
+])  # fmt: skip
+"""Filters that make a text of whatever they get."""
+VALUE_FILTER = "_value"
+"""Refuses what is no value where a text is made before `finalize` sees it."""
+NO_TEXT: set[object] = {object.__repr__, object.__str__}
+"""How a thing that has no text of its own makes one: with its address in the memory."""
+
+
+class TooLargeError(SecurityError):
+    """One operation of a template would make or take more than `MOST`."""
+
+
+class NoValueError(Exception):
+    """A template prints what is no value: a method, a function, a class, a generator."""
+
+    def __init__(self, value: Any) -> None:
+        self.name = str(getattr(value, "__name__", None) or getattr(value, "name", ""))
+        self.is_series = isinstance(value, Iterator)
+        self.is_macro = isinstance(value, Macro)
+        super().__init__(_kind(value))
 
 
 class OtherTemplateError(ValueError):
@@ -35,6 +58,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals.pop("lipsum")
         for name in PADDING_FILTERS:
             self.filters[name] = _checked(self.filters[name])
+        self.filters[VALUE_FILTER] = require_value
 
     def _parse(self, source: str, *args: Any) -> Template:
         """The tree of a source; OtherTemplateError if it includes, imports or extends another."""
@@ -47,11 +71,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`left operator right`, unless the result would be huge."""
         if operator == "%" and isinstance(left, str):
-            _require_narrow(left, right if isinstance(right, tuple) else (right,))
+            filled = right if isinstance(right, tuple) else (right,)
+            _require_narrow(left, filled)
+            for value in filled:
+                require_value(value)
         elif operator == "*":
-            _require_small(_size(left) * _repeats(right), _size(right) * _repeats(left))
+            sizes = _size(left) * _repeats(right), _size(right) * _repeats(left)
+            unit = "characters" if isinstance(left, str) or isinstance(right, str) else "items"
+            _require_small(*sizes, what=f"a result of more than {{}} {unit}")
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _require_small(left.bit_length() * right)
+            _require_small(left.bit_length() * right, what="a number of more than {} bits")
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -82,13 +111,36 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _require_narrow(format: str, arguments: Iterable[Any]) -> None:
     if WIDE.search(format):
-        raise SecurityError(f"a width of more than 6 digits in {format[:40]!r}")
-    _require_small(*(value for value in arguments if isinstance(value, int)))
+        raise TooLargeError(f"a width of more than 6 digits in {format[:40]!r}")
+    numbers = (value for value in arguments if isinstance(value, int))
+    _require_small(*numbers, what="an argument of more than {}")
 
 
-def _require_small(*sizes: int) -> None:
+def _require_small(*sizes: int, what: str) -> None:
     if max(sizes, default=0) > MOST:
-        raise SecurityError(f"a result or argument of more than {MOST}")
+        raise TooLargeError(what.format(MOST))
+
+
+def require_value(value: Any) -> Any:
+    """The value itself; NoValueError if its text would be an address in the memory or the like."""
+    makes_text: set[object] = {type(value).__repr__, type(value).__str__}
+    code = callable(value) and not isinstance(value, Undefined)
+    if code or isinstance(value, Iterator) or makes_text == NO_TEXT:
+        raise NoValueError(value)
+    return value
+
+
+def _kind(value: Any) -> str:
+    """What a thing that is no value is called."""
+    if isinstance(value, Macro):
+        return "a macro"
+    if isinstance(value, Iterator):
+        return "a generator"
+    if isinstance(value, type):
+        return "a class"
+    if hasattr(value, "__self__"):
+        return "a method"
+    return "a function" if callable(value) else "an object of Python"
 
 
 def _size(value: Any) -> int:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from jinja2 import nodes
     from transformers import PreTrainedTokenizerBase
 
+    from mtlcore.data.sandbox import NoValueError
+
+TEXT_METHODS = ("capitalize", "lower", "title", "upper")
+"""Methods of texts that are filters of Jinja2 too."""
 LONGEST = 100_000_000
 """Characters of one text."""
 
@@ -41,7 +45,8 @@ class RowTemplate:
         self.option = option
         environment = Sandbox(undefined=StrictUndefined, finalize=_printed)
         try:
-            self._template = environment.from_string(_printing_blocks(environment.parse(source)))
+            self._tree = _printing_blocks(environment.parse(source))
+            self._template = environment.from_string(self._tree)
         except TemplateSyntaxError as error:
             raise ValueError(
                 f"{option} is not a Jinja2 template (line {error.lineno}: {error.message}); "
@@ -59,9 +64,22 @@ class RowTemplate:
         """
         from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
+        from mtlcore.data.sandbox import MOST, NoValueError, TooLargeError
+
         row = uncut_row(row)
         try:
             written = _pieces(self._template.generate({"row": row, **row}))
+        except TooLargeError as error:
+            raise UserError(
+                f"the sandbox refuses this template: {error}",
+                where=f"format.{self.option}",
+                fix=f"use smaller numbers: one operation may make {MOST} characters at most",
+            ) from None
+        except NoValueError as error:
+            said, fix = _no_value(error, self._tree, row)
+            raise UserError(
+                f"the template prints {said}, not a value", where=f"format.{self.option}", fix=fix
+            ) from None
         except SecurityError as error:
             raise UserError(
                 f"the sandbox refuses this template: {error}",
@@ -132,17 +150,32 @@ def _printed(value: Any) -> _Printed:
         raise _NullPrintedError
     if isinstance(value, float) and not math.isfinite(value):
         raise _NotFinitePrintedError(value)
+    if not isinstance(value, str):
+        from mtlcore.data.sandbox import require_value
+
+        for part in (value, *value) if isinstance(value, list | tuple) else (value,):
+            require_value(part)
     return _PrintedMarkup(value) if hasattr(value, "__html__") else _Printed(value)
 
 
 def _printing_blocks(template: nodes.Template) -> nodes.Template:
-    """Let `filter`, `call` and recursive `for` blocks print by an expression, as all prints."""
+    """Let all that prints do so by an expression, and look at what becomes text on the way.
+
+    `filter`, `call` and recursive `for` blocks print by an expression then; what `~` and the
+    filters of texts get is asked whether it is a value.
+    """
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
+
+    from mtlcore.data.sandbox import TEXT_FILTERS, VALUE_FILTER
 
     class Blocks(NodeTransformer):
         def generic_visit(self, node: nodes.Node, *_: Any, **__: Any) -> Any:
             super().generic_visit(node)
+            if isinstance(node, nodes.Concat):
+                node.nodes = [value(part) for part in node.nodes]
+            elif isinstance(node, nodes.Filter) and node.name in TEXT_FILTERS and node.node:
+                node.node = value(node.node)
             block = isinstance(node, nodes.FilterBlock | nodes.CallBlock)
             if not (block or (isinstance(node, nodes.For) and node.recursive)):
                 return node
@@ -151,9 +184,37 @@ def _printing_blocks(template: nodes.Template) -> nodes.Template:
                 nodes.Output([nodes.Name(name, "load")], lineno=node.lineno),
             ]
 
+    def value(part: nodes.Expr) -> nodes.Expr:
+        if isinstance(part, nodes.Const | nodes.TemplateData):
+            return part
+        return nodes.Filter(part, VALUE_FILTER, [], [], None, None, lineno=part.lineno)
+
     name = "_printed_block"
     Blocks().visit(template)
     return template
+
+
+def _no_value(error: NoValueError, tree: nodes.Template, row: Mapping[str, Any]) -> tuple[str, str]:
+    """What a template prints that is no value, by the name that it has there, and the fix."""
+    from jinja2 import nodes
+
+    if error.is_series:
+        return str(error), "add `| list` or `| join(', ')`"
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}
+    for found in tree.find_all(nodes.Getattr):
+        if found.attr != error.name or id(found) in called:
+            continue
+        owner = found.node.name if isinstance(found.node, nodes.Name) else ""
+        if owner == "row" and found.attr in row:
+            return f"{error} (`row.{found.attr}`)", f"write {{{{ row[{found.attr!r}] }}}}"
+        name = f"{owner}.{found.attr}" if owner else found.attr
+        fix = f"write {{{{ {name}() }}}}" if owner else f"write {name}()"
+        if isinstance(row.get(owner), str) and found.attr in TEXT_METHODS:
+            fix += f" or {{{{ {owner} | {found.attr} }}}}"
+        return f"{error} (`{name}`)", fix
+    if error.is_macro:
+        return f"{error} (`{error.name}`)", f"write {{{{ {error.name}() }}}}"
+    return str(error), "print a column or a text"
 
 
 def _columns(row: Mapping[str, Any], error: Exception) -> str:

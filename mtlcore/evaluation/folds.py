@@ -26,7 +26,7 @@ from mtlcore.checkpoint_store import checkpoints
 from mtlcore.data.sources import load_rows
 from mtlcore.data.tasks import Task, load_tasks
 from mtlcore.distributed import barrier, is_main, join_processes
-from mtlcore.errors import MtlcoreError, UserError, did_you_mean
+from mtlcore.errors import MtlcoreError, UserError, counted, did_you_mean
 from mtlcore.evaluation.kept import KeptRun
 from mtlcore.evaluation.scores import Scores, TaskScore
 from mtlcore.files import replace_text
@@ -230,7 +230,7 @@ def _require_enough(plan: TaskFolds, folds: int) -> None:
     count = len(plan.rows)
     if count < folds:
         raise UserError(
-            f"task {plan.task!r} has {count} rows, too few for {folds} folds",
+            f"task {plan.task!r} has {counted(count, 'row')}, too few for {folds} folds",
             where="--folds",
             fix=f"use at most {count} folds" if count > 1 else "add rows",
         )

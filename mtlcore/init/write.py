@@ -39,7 +39,8 @@ def init(
 
     path = Path(out)
     require_free(path, force)
-    tasks = tasks_of_files([Path(file) for file in files])
+    problems: list[Problem] = []
+    tasks = tasks_of_files([Path(file) for file in files], problems)
     own = model is not None and Path(model).is_dir()
     if model is not None and not own and model.startswith(LOCAL_STARTS):
         raise UserError(
@@ -47,7 +48,14 @@ def init(
         )
     tokenizer = _tokenizer(model if own else None)
     guesser = Guesser(PluginManager.load(), tokenizer)
-    guesses = [guesser.task(task) for task in tasks]
+    guesses = []
+    for task in tasks:
+        try:
+            guesses.append(guesser.task(task))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
     if not any(guess.best for guess in guesses):
         raise RecipeError(_problem(guess) for guess in guesses)
     plan = Plan(path, model or MODEL, model is not None, guesses, own)
@@ -75,8 +83,4 @@ def _tokenizer(folder: str | None) -> PreTrainedTokenizerBase:
 
 def _problem(guess: TaskGuess) -> Problem:
     source = guess.files.sources["train"]
-    return Problem(
-        source.path,
-        guess.problem,
-        "rename its columns (docs/data.md lists those of each format), or write the recipe by hand",
-    )
+    return Problem(source.path, guess.problem, guess.fix)
