@@ -17,6 +17,7 @@ from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
 from mtlcore.run import ENVIRONMENT, RECIPE, Run
 from mtlcore.run_lock import RunLock
 from mtlcore.start import take_over
+from mtlcore.terminal import outliving_readers
 from mtlcore.trainer import Trainer
 
 
@@ -40,6 +41,7 @@ def train(
     return trainer.run
 
 
+@outliving_readers()
 def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Trainer:
     """A run that is ready to train: fresh, or at the checkpoint to go on from.
 

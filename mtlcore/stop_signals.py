@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -70,7 +70,8 @@ class StopSignals:
             self._grace_ends = time.monotonic() + GRACE
             again = f"again after {GRACE:g} s: at once"
         told = f"\n{name.name}: ending after this step, with a checkpoint ({again})\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, told.encode())
+        with suppress(OSError, ValueError):  # whoever reads it may have ended by the same Ctrl-C
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, told.encode())
 
     def asked(self) -> bool:
         """Whether this process or another one of the training was asked to end."""

@@ -41,6 +41,7 @@ from mtlcore.seeds import seed_of
 from mtlcore.stages import plan_stages
 from mtlcore.stop_signals import InterruptedByStop, RunStopped
 from mtlcore.system_errors import telling_system_errors
+from mtlcore.terminal import outliving_readers
 from mtlcore.watchdog import LossWatchdog
 
 if TYPE_CHECKING:
@@ -342,7 +343,7 @@ class Trainer:
             run.tasks_with_rows("eval")  # now, not after the training
         run.plugins.hook.mtlcore_run_start(run=run)  # may refuse too: no file yet
         try:
-            with telling_system_errors(run), run.signals:
+            with outliving_readers(), telling_system_errors(run), run.signals:
                 self._begin_records()
                 self._train_stages()
                 self._end_run()

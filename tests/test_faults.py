@@ -16,6 +16,7 @@ import mtlcore
 from mtlcore import stop_signals
 from mtlcore.checkpoint_store import checkpoints, open_checkpoint
 from mtlcore.stop_signals import RunStopped, StopSignals
+from mtlcore.terminal import outliving_readers
 from tests.faults import differences, end_after, recipe_in, seconds_of_a_run, train_in_process
 
 STOPPED = 75
@@ -84,15 +85,14 @@ def test_each_of_many_kills_leaves_what_the_next_start_goes_on_from(
 
 SIGNALLER = '''
 import os
-import signal
 from mtlcore.distributed import rank
 from mtlcore.hookspecs import hookimpl
 
 def send(moment):
-    """SIGTERM to this process, at the moment and in the rank that MOMENT names."""
+    """A signal to this process, at the moment and in the rank that MOMENT names."""
     if os.environ.get("MOMENT") == f"{moment} {rank()}":
         for _ in range(TIMES):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), NUMBER)
 
 @hookimpl
 def mtlcore_step_end(run, record):
@@ -111,8 +111,11 @@ def mtlcore_run_start(run):
 '''
 
 
-def signalled(folder: Path, model: Path, times: int = 1) -> Path:
-    (folder / "signaller.py").write_text(f"TIMES = {times}\n{SIGNALLER}")
+def signalled(
+    folder: Path, model: Path, *, number: signal.Signals = signal.SIGTERM, times: int = 1
+) -> Path:
+    constants = f"NUMBER, TIMES = {int(number)}, {times}\n"
+    (folder / "signaller.py").write_text(constants + SIGNALLER)
     recipe = recipe_in(folder, model)
     recipe.write_text(recipe.read_text() + "plugins: [./signaller.py]\n")
     return recipe
@@ -158,6 +161,36 @@ def test_a_second_signal_ends_a_process_at_once(tiny_model: Path, tmp_path: Path
     process.join()
     assert process.exitcode == -signal.SIGTERM
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000001", "step-000002"]
+
+
+def test_a_run_ends_with_its_checkpoint_when_nobody_reads_what_it_tells(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """As with `mtlcore train RECIPE 2>&1 | tee log`, when Ctrl-C ends `tee` too."""
+    recipe = signalled(tmp_path, tiny_model, number=signal.SIGINT)
+    command = [sys.executable, "-m", "mtlcore.cli", "train", str(recipe), "--resume"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environ = {**os.environ, "MOMENT": "step 3 0"}
+    done = subprocess.run(command, stdout=writer, stderr=writer, env=environ, check=False)
+    os.close(writer)
+    assert done.returncode == STOPPED
+    assert checkpoints(tmp_path / "run")[-1].name == "step-000003"
+    seconds_of_a_run(recipe)
+
+
+def test_what_is_told_goes_nowhere_once_nobody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with outliving_readers():
+            print("one", flush=True)
+            assert os.read(reader, 9) == b"one\n"
+            os.close(reader)
+            print("two", flush=True)
+            print("three")  # stays in the buffer
+        assert sys.stdout is stream
+        print("four", flush=True)  # by another writer
 
 
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
