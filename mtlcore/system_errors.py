@@ -26,6 +26,8 @@ FIXES = {
     errno.EACCES: "make the folder writable, or choose another training.output_dir",
     errno.EPERM: "make the folder writable, or choose another training.output_dir",
 }
+OF_A_RUN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Taken for errors of the run's folder where the system names no file."""
 CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
 """What torch says on a CPU, where it has no error type of its own for this."""
 
@@ -36,7 +38,8 @@ def telling_system_errors(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not _is_within(error.filename, run.folder):
+        nameless = error.filename is None and error.errno in OF_A_RUN
+        if not nameless and not _is_within(error.filename, run.folder):
             raise
         raise _of_disk(error, run) from error
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -54,9 +57,10 @@ def _is_within(filename: object, folder: Path) -> bool:
 
 def _of_disk(error: OSError, run: Run) -> UserError:
     what = error.strerror or str(error)
+    place = error.filename or "the system did not say which file"
     fix = FIXES.get(error.errno or 0, "see to that disk")
     return UserError(
-        f"{what}: {error.filename}\n  {_what_is_kept(run)}",
+        f"{what}: {place}\n  {_what_is_kept(run)}",
         where="training.output_dir",
         fix=f"{fix}; then give the same command with --resume",
     )
@@ -77,7 +81,10 @@ def _of_memory(error: BaseException, run: Run) -> UserError:
 
 
 def _what_is_kept(run: Run) -> str:
-    newest, _ = newest_good(run.folder, with_best=False)
+    try:
+        newest, _ = newest_good(run.folder, with_best=False)
+    except Exception as error:  # the disk again, or no memory; the first error is the one to tell
+        return f"which checkpoint is whole could not be seen ({error})"
     if newest is None:
         return "no checkpoint was written yet"
     return f"the newest checkpoint, {newest.folder.name}, is whole"

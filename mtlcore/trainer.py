@@ -28,7 +28,7 @@ from mtlcore.distributed import (
     world_size,
 )
 from mtlcore.errors import MtlcoreError, UserError
-from mtlcore.files import replacing
+from mtlcore.files import append_text, replacing
 from mtlcore.gradients import Direction, Gradients, folds_rows
 from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
@@ -640,8 +640,8 @@ class Trainer:
 
     def _log(self, values: dict[str, Any]) -> None:
         if is_main():
-            with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(readable(values), allow_nan=False) + "\n")
+            line = json.dumps(readable(values), allow_nan=False)
+            append_text(self.run.folder / "metrics.jsonl", line + "\n")
         if self.recipe.report_to:
             numbers = {k: v for k, v in _one_level(values).items() if isinstance(v, int | float)}
             self.run.accelerator.log(numbers, step=values["step"])
