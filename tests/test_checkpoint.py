@@ -257,6 +257,20 @@ def test_a_folder_that_may_not_be_written_is_told(tiny_model: Path, small_disk: 
     assert "make the disk writable" in caught.value.problem.fix
 
 
+def test_a_run_in_a_folder_that_may_not_be_written_is_told(
+    run: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    copy = small_disk / "run"
+    newest = checkpoints(run)[-1]
+    shutil.copytree(newest, copy / "checkpoints" / newest.name)
+    recipe = [run.parent / "recipe.yaml", [f"training.output_dir={copy}"]]
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(UserError, match=r"Read-only file system: .*\.lock") as caught:
+        mtlcore.train(*recipe, resume=True)
+    assert f"the newest checkpoint, {newest.name}, is whole" in str(caught.value)
+    assert "make the disk writable" in caught.value.problem.fix
+
+
 def no_space(*_: object) -> None:
     """As write, close and fsync say it: without the name of a file."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -396,6 +410,23 @@ def test_no_memory_is_told_with_what_to_change(tiny_model: Path, tmp_path: Path)
         mtlcore.train(recipe)
     assert "the newest checkpoint, step-000002, is whole" in str(caught.value)
     assert "gradient_accumulation_steps" in caught.value.problem.fix
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
+def test_no_memory_for_the_model_is_told_with_what_to_change(
+    error: Exception, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mtlcore.run.load_backbone", load)
+    for begin in (
+        lambda: mtlcore.train(run.parent / "recipe.yaml", [f"training.output_dir={tmp_path}/run"]),
+        lambda: mtlcore.load(run),
+    ):
+        with pytest.raises(UserError, match="out of memory while the model") as caught:
+            begin()
+        assert "model.dtype" in caught.value.problem.fix
 
 
 GREEDY = """
