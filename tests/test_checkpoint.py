@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -336,6 +337,14 @@ def test_the_disk_is_told_even_if_the_checkpoints_cannot_be_seen(
 # -- two processes in one folder ---------------------------------------------------------------
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from mtlcore.run_lock import RunLock
+RunLock(Path(sys.argv[1])).acquire()
+"""
+
+
 def test_a_second_process_is_kept_out_while_the_first_trains(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -343,11 +352,27 @@ def test_a_second_process_is_kept_out_while_the_first_trains(
     first = api.prepare(read_recipe(recipe, ["training.max_steps=2"]))
     first.run.folder.mkdir()
     first.run.lock.acquire()
-    holder = f"process {os.getpid()} on"
-    with pytest.raises(UserError, match=f"another process trains in .*: {holder}"):
+    second = subprocess.run(
+        [sys.executable, "-c", HOLD, first.run.folder], capture_output=True, text=True, check=False
+    )
+    assert f"another process trains in {first.run.folder}: process {os.getpid()} on" in (
+        second.stderr
+    )
+    with pytest.raises(UserError, match=r"this process trains in .* already"):
         mtlcore.train(recipe, resume=True)
     first.train()  # gives it back at its end
     assert mtlcore.train(recipe, ["training.max_steps=3"], resume=True).step == 3
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match="has no locks"):
+        RunLock(tmp_path).acquire()
 
 
 def test_a_lock_is_given_back_when_a_run_cannot_be_prepared(run: Path, tmp_path: Path) -> None:
