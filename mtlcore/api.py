@@ -18,6 +18,8 @@ from mtlcore.run import ENVIRONMENT, RECIPE, Run
 from mtlcore.run_folder import require_no_run, require_writable
 from mtlcore.run_lock import RunLock
 from mtlcore.start import take_over
+from mtlcore.system_errors import telling_disk_errors, telling_memory_of_loading
+from mtlcore.terminal import outliving_readers
 from mtlcore.trainer import Trainer
 
 
@@ -41,6 +43,7 @@ def train(
     return trainer.run
 
 
+@outliving_readers()
 def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Trainer:
     """A run that is ready to train: fresh, or at the checkpoint to go on from.
 
@@ -52,10 +55,11 @@ def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Train
     require_writable(folder)
     join_processes()
     lock = RunLock(folder)
-    if folder.is_dir():
-        lock.acquire()
     try:
-        return _prepared(loaded, lock, resume)
+        with telling_disk_errors(folder), telling_memory_of_loading():
+            if folder.is_dir():
+                lock.acquire()
+            return _prepared(loaded, lock, resume)
     except BaseException:
         lock.release()
         raise
@@ -214,7 +218,7 @@ def load(folder: str | Path, *, step: int | None = None, tasks: Iterable[str] = 
     require_tasks(tasks, loaded.recipe.tasks)
     chosen = checkpoint_to_load(folder, loaded.recipe, step)
     saved = open_checkpoint(chosen, checkpoint_store.ADAPTERS, checkpoint_store.STATE)
-    with loaded.locating_errors():
+    with loaded.locating_errors(), telling_memory_of_loading():
         run = Run(loaded.recipe, folder, splits=())
         checkpoint.take_learned(run, saved)
     checkpoint.load_adapters(run, saved)

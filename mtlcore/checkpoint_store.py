@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtlcore import manifest
-from mtlcore.files import sync
+from mtlcore.files import naming, sync
 from mtlcore.manifest import DamagedError
 
 ADAPTERS, OPTIMIZER, COMPONENTS, STATE = (
@@ -157,7 +157,8 @@ def write(run_folder: Path, snapshot: Snapshot) -> Path:
         partial.mkdir(parents=True)
         for name, tensors in snapshot.tensors.items():
             _save_tensors(tensors, partial / name)
-        (partial / STATE).write_text(snapshot.state, encoding="utf-8")
+        with naming(partial / STATE):
+            (partial / STATE).write_text(snapshot.state, encoding="utf-8")
         manifest.seal(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space

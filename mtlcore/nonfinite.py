@@ -57,7 +57,8 @@ class NonFinite:
 
 def _places(rows: Sequence[RowId]) -> str:
     shown = ", ".join(f"{task} row {row}" for task, row in rows[:8])
-    return f"{counted(len(rows), 'row')} (numbers in the file, from 0): {shown}{' ...' if len(rows) > 8 else ''}"
+    more = " ..." if len(rows) > 8 else ""
+    return f"{counted(len(rows), 'row')} (numbers in the file, from 0): {shown}{more}"
 
 
 class Guard:

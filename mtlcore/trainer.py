@@ -28,7 +28,7 @@ from mtlcore.distributed import (
     world_size,
 )
 from mtlcore.errors import MtlcoreError, UserError
-from mtlcore.files import replacing
+from mtlcore.files import append_text, replacing
 from mtlcore.gradients import Direction, Gradients, folds_rows
 from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
@@ -42,6 +42,7 @@ from mtlcore.seeds import seed_of
 from mtlcore.stages import plan_stages
 from mtlcore.stop_signals import InterruptedByStop, RunStopped
 from mtlcore.system_errors import telling_system_errors
+from mtlcore.terminal import outliving_readers
 from mtlcore.watchdog import LossWatchdog
 
 if TYPE_CHECKING:
@@ -343,7 +344,7 @@ class Trainer:
             if run.plugins.implements("mtlcore_audit"):
                 run.tasks_with_rows("eval")  # now, not after the training
             run.plugins.hook.mtlcore_run_start(run=run)  # may refuse too: no file yet
-            with telling_system_errors(run), run.signals:
+            with outliving_readers(), telling_system_errors(run), run.signals:
                 self._begin_records()
                 self._train_stages()
                 self._end_run()
@@ -643,8 +644,8 @@ class Trainer:
 
     def _log(self, values: dict[str, Any]) -> None:
         if is_main():
-            with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(readable(values), allow_nan=False) + "\n")
+            line = json.dumps(readable(values), allow_nan=False)
+            append_text(self.run.folder / "metrics.jsonl", line + "\n")
         if self.recipe.report_to:
             numbers = {k: v for k, v in _one_level(values).items() if isinstance(v, int | float)}
             self.run.accelerator.log(numbers, step=values["step"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtlcore
-from mtlcore import api, checkpoint_store, manifest
+from mtlcore import api, checkpoint_store, files, manifest, system_errors, trainer
 from mtlcore.api import prepare
 from mtlcore.checkpoint_store import (
     ADAPTERS,
@@ -28,9 +31,11 @@ from mtlcore.checkpoint_store import (
     prune,
 )
 from mtlcore.errors import UserError
+from mtlcore.files import append_text, replace_text, sync
 from mtlcore.manifest import MANIFEST, DamagedError, seal
 from mtlcore.recipe_file import read_recipe
 from mtlcore.run_lock import RunLock
+from mtlcore.system_errors import telling_system_errors
 from tests.faults import DAMAGES, FILES, differences, flip
 from tests.recipes import metrics, write_tiny_recipe
 
@@ -75,6 +80,26 @@ def test_a_link_and_a_folder_of_another_step_are_passed_over(run: Path, tmp_path
         "warning: step-000098 is passed over: it holds step 6, not that of its name",
     ]
     assert differences(copy, run) == []
+
+
+@pytest.mark.parametrize("file", [OPTIMIZER, MANIFEST])
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(
+    file: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    broken = checkpoints(copy)[-1] / file
+    real_open = io.open
+
+    def fake_open(path: object, *arguments: object, **options: object) -> object:
+        if path == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real_open(path, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", fake_open)
+    newest, told = checkpoint_store.newest_good(copy, with_best=False)
+    assert newest is not None
+    assert newest.folder.name == "step-000004"
+    assert told == [f"step-000006 is passed over: {file} cannot be read: Input/output error"]
 
 
 def test_with_all_checkpoints_damaged_nothing_is_begun(run: Path, tmp_path: Path) -> None:
@@ -142,6 +167,17 @@ def test_a_manifest_cannot_name_files_elsewhere(name: str, tmp_path: Path) -> No
     (folder / MANIFEST).write_bytes(manifest._spelled({"format": 1, "files": files}))
     with pytest.raises(DamagedError):
         manifest.verify(folder)
+
+
+@pytest.mark.parametrize(
+    "entry", [3, None, [], {}, {"bytes": 1}, {"sha256": "0"}, {"bytes": "1", "sha256": "0"}]
+)
+def test_an_entry_of_a_manifest_has_bytes_and_sha256(entry: object, tmp_path: Path) -> None:
+    content = {"format": 1, "files": {"state.json": entry}}
+    (tmp_path / MANIFEST).write_bytes(manifest._spelled(content))
+    (tmp_path / "state.json").write_text("1")
+    with pytest.raises(DamagedError, match=r"does not tell the bytes and sha256 of state\.json"):
+        manifest.verify(tmp_path)
 
 
 @pytest.mark.parametrize("content", [{"format": 2, "files": {}}, {"format": 1}, {}, {"files": 3}])
@@ -226,21 +262,121 @@ def test_a_folder_that_may_not_be_written_is_told(tiny_model: Path, small_disk: 
     assert "make the disk writable" in caught.value.problem.fix
 
 
+def test_a_run_in_a_folder_that_may_not_be_written_is_told(
+    run: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    copy = small_disk / "run"
+    newest = checkpoints(run)[-1]
+    shutil.copytree(newest, copy / "checkpoints" / newest.name)
+    recipe = [run.parent / "recipe.yaml", [f"training.output_dir={copy}"]]
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(UserError, match=r"Read-only file system: .*\.lock") as caught:
+        mtlcore.train(*recipe, resume=True)
+    assert f"the newest checkpoint, {newest.name}, is whole" in str(caught.value)
+    assert "make the disk writable" in caught.value.problem.fix
+
+
+def no_space(*_: object) -> None:
+    """As write, close and fsync say it: without the name of a file."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_errors_of_writing_are_given_the_name_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Path("/dev/full")
+    if full.exists():
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            append_text(full, "x")
+    file = tmp_path / "file"
+    file.write_text("old")
+    monkeypatch.setattr(os, "fsync", no_space)
+    for write in (sync, lambda path: replace_text(path, "new"), lambda _: manifest.seal(tmp_path)):
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            write(file)
+        assert caught.value.filename in (str(file), str(tmp_path / ".file.partial"))
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_a_full_disk_that_names_no_file_is_told(
+    in_thread: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_model)
+    if in_thread:
+        place = "step-000004.partial/state.json"
+        real_sync = files.sync
+        monkeypatch.setattr(
+            manifest,
+            "sync",
+            lambda path: no_space() if str(path).endswith(place) else real_sync(path),
+        )
+    else:
+        real_append = files.append_text
+        monkeypatch.setattr(
+            trainer,
+            "append_text",
+            lambda path, text: no_space() if '"step": 4' in text else real_append(path, text),
+        )
+    with pytest.raises(UserError, match="No space left on device: the system did not say") as told:
+        mtlcore.train(recipe)
+    assert "the newest checkpoint, step-000002, is whole" in str(told.value)
+    assert "free some space" in told.value.problem.fix
+    monkeypatch.undo()
+    assert mtlcore.train(recipe, resume=True).step == 6
+
+
+def test_the_disk_is_told_even_if_the_checkpoints_cannot_be_seen(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = api.prepare(read_recipe(write_tiny_recipe(tmp_path, tiny_model))).run
+    monkeypatch.setattr(system_errors, "newest_good", no_space)
+    with pytest.raises(UserError, match="could not be seen"), telling_system_errors(run):
+        no_space()
+    with pytest.raises(ConnectionResetError), telling_system_errors(run):  # not of the disk
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
 # -- two processes in one folder ---------------------------------------------------------------
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from mtlcore.run_lock import RunLock
+RunLock(Path(sys.argv[1])).acquire()
+"""
 
 
 def test_a_second_process_is_kept_out_while_the_first_trains(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe = write_tiny_recipe(tmp_path, tiny_model)
-    trainer = api.prepare(read_recipe(recipe, ["training.max_steps=2"]))
-    trainer.run.folder.mkdir()
-    trainer.run.lock.acquire()
-    holder = f"process {os.getpid()} on"
-    with pytest.raises(UserError, match=f"another process trains in .*: {holder}"):
+    first = api.prepare(read_recipe(recipe, ["training.max_steps=2"]))
+    first.run.folder.mkdir()
+    first.run.lock.acquire()
+    second = subprocess.run(
+        [sys.executable, "-c", HOLD, first.run.folder], capture_output=True, text=True, check=False
+    )
+    assert f"another process trains in {first.run.folder}: process {os.getpid()} on" in (
+        second.stderr
+    )
+    with pytest.raises(UserError, match=r"this process trains in .* already"):
         mtlcore.train(recipe, resume=True)
-    trainer.train()  # gives it back at its end
+    first.train()  # gives it back at its end
     assert mtlcore.train(recipe, ["training.max_steps=3"], resume=True).step == 3
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match="has no locks"):
+        RunLock(tmp_path).acquire()
 
 
 def test_a_lock_is_given_back_when_a_run_cannot_be_prepared(run: Path, tmp_path: Path) -> None:
@@ -456,6 +592,23 @@ def test_no_memory_is_told_with_what_to_change(tiny_model: Path, tmp_path: Path)
         mtlcore.train(recipe)
     assert "the newest checkpoint, step-000002, is whole" in str(caught.value)
     assert "gradient_accumulation_steps" in caught.value.problem.fix
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
+def test_no_memory_for_the_model_is_told_with_what_to_change(
+    error: Exception, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mtlcore.run.load_backbone", load)
+    for begin in (
+        lambda: mtlcore.train(run.parent / "recipe.yaml", [f"training.output_dir={tmp_path}/run"]),
+        lambda: mtlcore.load(run),
+    ):
+        with pytest.raises(UserError, match="out of memory while the model") as caught:
+            begin()
+        assert "model.dtype" in caught.value.problem.fix
 
 
 GREEDY = """
