@@ -52,7 +52,8 @@ def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Train
     folder = loaded.output_dir
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file", where="training.output_dir", fix="give a folder")
-    require_writable(folder)
+    if not folder.is_dir():  # else its lock will tell
+        require_writable(folder)
     join_processes()
     lock = RunLock(folder)
     try:

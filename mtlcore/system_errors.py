@@ -90,11 +90,10 @@ def _is_within(filename: object, folder: Path) -> bool:
 
 def _of_disk(error: OSError, folder: Path) -> UserError:
     what = error.strerror or str(error)
+    place = error.filename or "the system did not say which file"
     if not folder.is_dir():  # it could not even be made: there is nothing to go on with
         fix = FIXES.get(error.errno or 0, "choose another training.output_dir")
-        message = f"{what}: {error.filename}"
-        return UserError(message, where="training.output_dir", fix=fix)
-    place = error.filename or "the system did not say which file"
+        return UserError(f"{what}: {place}", where="training.output_dir", fix=fix)
     fix = FIXES.get(error.errno or 0, "see to that disk")
     return UserError(
         f"{what}: {place}\n  {_what_is_kept(folder)}",

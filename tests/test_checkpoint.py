@@ -331,6 +331,7 @@ def test_the_disk_is_told_even_if_the_checkpoints_cannot_be_seen(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = api.prepare(read_recipe(write_tiny_recipe(tmp_path, tiny_model))).run
+    run.folder.mkdir()
     monkeypatch.setattr(system_errors, "newest_good", no_space)
     with pytest.raises(UserError, match="could not be seen"), telling_system_errors(run):
         no_space()
