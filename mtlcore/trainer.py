@@ -28,7 +28,7 @@ from mtlcore.distributed import (
     world_size,
 )
 from mtlcore.errors import MtlcoreError, UserError
-from mtlcore.files import append_text, replacing
+from mtlcore.files import append_text, make_folder, replacing
 from mtlcore.gradients import Direction, Gradients, folds_rows
 from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
@@ -354,7 +354,7 @@ class Trainer:
     def _begin_records(self) -> None:
         run, recipe = self.run, self.recipe
         if is_main():
-            run.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(run.folder)
             run.lock.acquire()
             with replacing(run.folder / RECIPE) as partial:
                 write_recipe(run.recipe, partial)
