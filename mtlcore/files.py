@@ -48,6 +48,15 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where they are missing; their names are on the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        with suppress(PermissionError):  # one may make folders in one that one cannot read
+            sync(folder.parent)
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the list of a folder's names, is on the disk."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open folders, and writes names at once

@@ -28,7 +28,7 @@ from mtlcore.distributed import (
     world_size,
 )
 from mtlcore.errors import MtlcoreError, UserError
-from mtlcore.files import append_text, replacing
+from mtlcore.files import append_text, make_folder, replacing
 from mtlcore.gradients import Direction, Gradients, folds_rows
 from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
@@ -356,7 +356,7 @@ class Trainer:
         run, recipe = self.run, self.recipe
         if is_main():
             if not run.lock.held:  # a folder of our own, unless another process was faster
-                run.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(run.folder)
                 run.lock.acquire()
                 if run.step == 0:
                     require_no_run(run.folder)

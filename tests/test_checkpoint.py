@@ -299,6 +299,17 @@ def test_errors_of_writing_are_given_the_name_of_the_file(
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_the_names_of_new_folders_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    files.make_folder(tmp_path / "a" / "b")
+    assert synced == [tmp_path, tmp_path / "a"]
+    files.make_folder(tmp_path / "a" / "b")
+    assert len(synced) == 2
+
+
 @pytest.mark.parametrize("in_thread", [True, False])
 def test_a_full_disk_that_names_no_file_is_told(
     in_thread: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

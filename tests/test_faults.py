@@ -247,13 +247,14 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         recipe = signalled(folder, tiny_model, times=2)
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
              str(script), str(recipe)],
             check=False, timeout=300, capture_output=True, text=True,
             env={**os.environ, "MOMENT": str(moment)},
         )  # fmt: skip
         codes.append([Path(f"{recipe}.{rank}").read_text() for rank in (0, 1)])
+        assert done.returncode == (1 if moment else 0)  # torchrun knows no other failure
         if moment:
             assert checkpoints(folder / "run")[-1].name == "step-000003"
     assert codes == [["0", "0"], ["75", "75"], ["0", "0"]]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlcore.errors import Problem, RecipeError, UserError, require_free
+from mtlcore.files import replace_text
 from mtlcore.init.files import tasks_of_files
 from mtlcore.init.guess import Guesser, TaskGuess
 from mtlcore.init.text import Plan, recipe_text
@@ -61,8 +62,11 @@ def init(
     plan = Plan(path, model or MODEL, model is not None, guesses, own)
     text = recipe_text(plan)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w" if force else "x", encoding="utf-8") as file:
-        file.write(text)
+    if force and path.is_file():
+        replace_text(path.resolve(), text)  # through a link, as far as it is one
+    else:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
     return guesses
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -436,6 +438,21 @@ def test_a_file_is_never_overwritten_without_force(
     assert contents(here) == before
     assert cli("init", "r.jsonl", "--model", model, "--force")[0] == 0
     assert [*written().tasks] == ["r"]
+
+
+def test_a_full_disk_leaves_the_recipe_of_before(
+    cli: CommandLine, here: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_jsonl(here / "r.jsonl", KINDS["text alone"][0])
+    (here / "recipe.yaml").write_text("mine")
+    before = contents(here)
+    monkeypatch.setattr(os, "fsync", no_space)
+    code, _, err = cli("init", "r.jsonl", "--model", model, "--force")
+    assert (code, "No space left on device" in err) == (2, True)
+    assert contents(here) == before
 
 
 def test_what_no_format_reads_is_an_error_that_says_why(cli: CommandLine, here: Path) -> None:
