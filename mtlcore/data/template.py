@@ -21,6 +21,10 @@ TEXT_METHODS = ("capitalize", "lower", "title", "upper")
 """Methods of texts that are filters of Jinja2 too."""
 LONGEST = 100_000_000
 """Characters of one text."""
+FAILURES = (
+    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError,
+)  # fmt: skip
+"""What filters raise that get the wrong value; `truncate` asserts."""
 
 
 class RowTemplate:
@@ -101,7 +105,7 @@ class RowTemplate:
                 where=f"format.{self.option}",
                 fix="a template for a row needs no recursion",
             ) from None
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except (TemplateError, *FAILURES) as error:
             raise RowError(f"{self.option} fails: {type(error).__name__}: {error}") from None
         checked_text("".join(written), self.option)
         # jinja yields the template's own words as plain texts

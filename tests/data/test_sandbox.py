@@ -270,3 +270,9 @@ def test_a_method_that_is_not_known_to_be_safe_is_refused() -> None:
         UserError, match=r"(?s)the method 'translate' of a text.*fix: write it with"
     ):
         render("{{ text.translate({97: 'b'}) }}")
+
+
+@pytest.mark.parametrize("source", ["{{ text | truncate(2) }}", "{{ words | indent }}"])
+def test_a_filter_that_fails_makes_the_row_bad(source: str) -> None:
+    with pytest.raises(RowError, match=r"template fails: (Assertion|Attribute)Error: "):
+        render(source)
