@@ -169,6 +169,11 @@ TEMPLATES: list[tuple[str, str, list[str]]] = [
         "{{ 'a' * 10**10 }}",
         ["the sandbox refuses", "more than 1000000 characters", "fix: use smaller numbers"],
     ),
+    (
+        "a text that grows",
+        "{{ ('a' * 1000) | replace('a', 'b' * 1000000) | length }}",
+        ["the sandbox refuses", "more than 1000000 characters", "fix: use smaller numbers or"],
+    ),
     ("a huge number", "{{ 9 ** (9 ** 9) }}", ["the sandbox refuses", "more than 1000000 bits"]),
     ("a huge width", "{{ '%9999999999d' % 3 }}", ["the sandbox refuses", "more than 6 digits"]),
     ("a huge field", "{{ '{:>9999999999}'.format(3) }}", ["more than 6 digits"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mtlcore.data.example import RowError
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from jinja2 import nodes
     from transformers import PreTrainedTokenizerBase
 
-    from mtlcore.data.sandbox import NoValueError
+    from mtlcore.data.sandbox import NoValueError, Sandbox
 
 TEXT_METHODS = ("capitalize", "lower", "title", "upper")
 """Methods of texts that are filters of Jinja2 too."""
 LONGEST = 100_000_000
 """Characters of one text."""
+FAILURES = (
+    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError,
+)  # fmt: skip
+"""What filters raise that get the wrong value; `truncate` asserts."""
 
 
 class RowTemplate:
@@ -43,10 +47,10 @@ class RowTemplate:
         from mtlcore.data.sandbox import OtherTemplateError, Sandbox
 
         self.option = option
-        environment = Sandbox(undefined=StrictUndefined, finalize=_printed)
+        self._sandbox = Sandbox(undefined=StrictUndefined, finalize=_finalize())
         try:
-            self._tree = _printing_blocks(environment.parse(source))
-            self._template = environment.from_string(self._tree)
+            self._tree = _printing_blocks(self._sandbox.parse(source))
+            self._template = self._sandbox.from_string(self._tree)
         except TemplateSyntaxError as error:
             raise ValueError(
                 f"{option} is not a Jinja2 template (line {error.lineno}: {error.message}); "
@@ -64,16 +68,17 @@ class RowTemplate:
         """
         from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
-        from mtlcore.data.sandbox import MOST, NoValueError, TooLargeError
+        from mtlcore.data.sandbox import NoValueError, TooLargeError
 
         row = uncut_row(row)
+        self._sandbox.begin(row)
         try:
             written = _pieces(self._template.generate({"row": row, **row}))
         except TooLargeError as error:
             raise UserError(
                 f"the sandbox refuses this template: {error}",
                 where=f"format.{self.option}",
-                fix=f"use smaller numbers: one operation may make {MOST} characters at most",
+                fix=error.fix,
             ) from None
         except NoValueError as error:
             said, fix = _no_value(error, self._tree, row)
@@ -100,7 +105,7 @@ class RowTemplate:
                 where=f"format.{self.option}",
                 fix="a template for a row needs no recursion",
             ) from None
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except (TemplateError, *FAILURES) as error:
             raise RowError(f"{self.option} fails: {type(error).__name__}: {error}") from None
         checked_text("".join(written), self.option)
         # jinja yields the template's own words as plain texts
@@ -117,9 +122,11 @@ class _NotFinitePrintedError(Exception):
 
 def _pieces(written: Iterable[str]) -> list[str]:
     """All pieces of a text, as long as it is none that was made to fill the memory."""
+    from mtlcore.data.sandbox_sizes import ITEM
+
     found, left = [], LONGEST
-    for piece in written:
-        left -= len(piece)
+    for piece in filter(None, written):
+        left -= max(len(piece), ITEM)
         if left < 0:
             raise ValueError(f"a text of more than {LONGEST} characters")
         found.append(piece)
@@ -145,7 +152,14 @@ class _PrintedMarkup(_Printed):
         return self
 
 
-def _printed(value: Any) -> _Printed:
+def _finalize() -> Callable[[Sandbox, Any], _Printed]:
+    """What jinja calls with each value that is printed."""
+    from jinja2 import pass_environment
+
+    return pass_environment(_printed)
+
+
+def _printed(sandbox: Sandbox, value: Any) -> _Printed:
     if value is None:
         raise _NullPrintedError
     if isinstance(value, float) and not math.isfinite(value):
@@ -155,27 +169,18 @@ def _printed(value: Any) -> _Printed:
 
         for part in (value, *value) if isinstance(value, list | tuple) else (value,):
             require_value(part)
+        sandbox.require_writable(value)
     return _PrintedMarkup(value) if hasattr(value, "__html__") else _Printed(value)
 
 
 def _printing_blocks(template: nodes.Template) -> nodes.Template:
-    """Let all that prints do so by an expression, and look at what becomes text on the way.
-
-    `filter`, `call` and recursive `for` blocks print by an expression then; what `~` and the
-    filters of texts get is asked whether it is a value.
-    """
+    """Let `filter`, `call` and recursive `for` blocks print by an expression, as all else does."""
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
-
-    from mtlcore.data.sandbox import TEXT_FILTERS, VALUE_FILTER
 
     class Blocks(NodeTransformer):
         def generic_visit(self, node: nodes.Node, *_: Any, **__: Any) -> Any:
             super().generic_visit(node)
-            if isinstance(node, nodes.Concat):
-                node.nodes = [value(part) for part in node.nodes]
-            elif isinstance(node, nodes.Filter) and node.name in TEXT_FILTERS and node.node:
-                node.node = value(node.node)
             block = isinstance(node, nodes.FilterBlock | nodes.CallBlock)
             if not (block or (isinstance(node, nodes.For) and node.recursive)):
                 return node
@@ -183,11 +188,6 @@ def _printing_blocks(template: nodes.Template) -> nodes.Template:
                 nodes.AssignBlock(nodes.Name(name, "store"), None, [node], lineno=node.lineno),
                 nodes.Output([nodes.Name(name, "load")], lineno=node.lineno),
             ]
-
-    def value(part: nodes.Expr) -> nodes.Expr:
-        if isinstance(part, nodes.Const | nodes.TemplateData):
-            return part
-        return nodes.Filter(part, VALUE_FILTER, [], [], None, None, lineno=part.lineno)
 
     name = "_printed_block"
     Blocks().visit(template)
