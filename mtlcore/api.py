@@ -15,8 +15,11 @@ from mtlcore.plugins import changed_plugins
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
 from mtlcore.run import ENVIRONMENT, RECIPE, Run
+from mtlcore.run_folder import require_no_run, require_writable
 from mtlcore.run_lock import RunLock
 from mtlcore.start import take_over
+from mtlcore.system_errors import telling_disk_errors, telling_memory_of_loading
+from mtlcore.terminal import outliving_readers
 from mtlcore.trainer import Trainer
 
 
@@ -40,6 +43,7 @@ def train(
     return trainer.run
 
 
+@outliving_readers()
 def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Trainer:
     """A run that is ready to train: fresh, or at the checkpoint to go on from.
 
@@ -48,12 +52,15 @@ def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Train
     folder = loaded.output_dir
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file", where="training.output_dir", fix="give a folder")
+    if not folder.is_dir():  # else its lock will tell
+        require_writable(folder)
     join_processes()
     lock = RunLock(folder)
-    if folder.is_dir():
-        lock.acquire()
     try:
-        return _prepared(loaded, lock, resume)
+        with telling_disk_errors(folder), telling_memory_of_loading():
+            if folder.is_dir():
+                lock.acquire()
+            return _prepared(loaded, lock, resume)
     except BaseException:
         lock.release()
         raise
@@ -62,8 +69,10 @@ def prepare(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Train
 def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) -> Trainer:
     folder, notes = loaded.output_dir, list(loaded.notes)
     saved = _checkpoint_to_resume(loaded, resume, notes)
-    if resume:
-        notes += require_same_recipe(loaded.recipe, folder)
+    if saved is not None:
+        notes += require_same_recipe(loaded.recipe, saved.state()["recipe"], saved.folder)
+    elif resume and (folder / RECIPE).is_file():
+        notes += require_same_recipe(loaded.recipe, recorded_recipe(folder), folder / RECIPE)
     with loaded.locating_errors():
         run = Run(loaded.recipe, folder)
         run.lock = lock
@@ -113,30 +122,37 @@ MAY_CHANGE = (
 """Keys of `training` that a resumed run may change: no finite step depends on them."""
 
 
+def recorded_recipe(folder: Path) -> dict[str, Any]:
+    """The recipe that a run's folder keeps, as plain data."""
+    recipe = read_recipe(folder / RECIPE, check_files=False).recipe
+    return recipe.model_dump(mode="json")
+
+
 def require_same_recipe(
-    recipe: Recipe, folder: Path, may_change: Collection[str] = MAY_CHANGE
+    recipe: Recipe,
+    before: Mapping[str, Any],
+    where: Path,
+    may_change: Collection[str] = MAY_CHANGE,
 ) -> list[str]:
     """Refuse to go on with another seed, split, rank, method ...: that would be another run.
 
-    Returns what is told of the keys that were changed and may be.
+    `before` is the recipe so far, as plain data, recorded in `where`. Returns what is told of the
+    keys that were changed and may be.
     """
-    if not (folder / RECIPE).is_file():
-        return []
-    before = _flat(read_recipe(folder / RECIPE, check_files=False).recipe.model_dump(mode="json"))
-    now = _flat(recipe.model_dump(mode="json"))
+    then, now = _flat(before), _flat(recipe.model_dump(mode="json"))
     changed = {
-        key: f"{key}: {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        key: f"{key}: {then.get(key, 'unset')} -> {now.get(key, 'unset')}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
     }
     allowed = {f"training.{key}" for key in may_change}
     if refused := [line for key, line in changed.items() if key not in allowed]:
         raise UserError(
             "the recipe is not that of the run to be resumed:\n  " + "\n  ".join(refused),
-            where=str(folder / RECIPE),
-            fix="resume with that file, or repeat the key=value arguments of the first start; for "
-            f"another run from the weights of this one: start: {folder}, and another "
-            "training.output_dir",
+            where=str(where),
+            fix="resume with recipe.yaml in the folder of that run, or repeat the key=value "
+            "arguments of its first start; for another run from its weights name its folder under "
+            "`start` and give another training.output_dir",
         )
     return [f"changed since the run was begun: {line}" for line in changed.values()]
 
@@ -159,25 +175,19 @@ def _checkpoint_to_resume(
     What the user should know of the choice is added to `notes`.
     """
     folder = loaded.output_dir
+    if not resume:
+        require_no_run(folder)
+        return None
+    if is_main():
+        checkpoint_store.finish_interrupted_write(folder)
+    barrier()
     if isinstance(resume, str | Path) and str(resume) != "auto":
-        if not (Path(resume) / checkpoint_store.STATE).exists():
+        if not any((Path(resume) / file).exists() for file in checkpoint_store.FILES):
             raise UserError(
                 f"{resume} is no checkpoint",
                 fix="give a folder like runs/x/checkpoints/step-000200",
             )
         return open_checkpoint(Path(resume))
-    found = checkpoint_store.checkpoints(folder)
-    if not resume:
-        if (folder / "metrics.jsonl").exists() or found:
-            raise UserError(
-                f"{folder} already holds a run",
-                where="training.output_dir",
-                fix="go on with --resume, choose another training.output_dir, or delete the folder",
-            )
-        return None
-    if is_main():
-        checkpoint_store.finish_interrupted_write(folder)
-    barrier()
     with_best = loaded.recipe.training.load_best_model_at_end
     newest, passed_over = checkpoint_store.newest_good(folder, with_best=with_best)
     if newest is not None:
@@ -209,7 +219,7 @@ def load(folder: str | Path, *, step: int | None = None, tasks: Iterable[str] = 
     require_tasks(tasks, loaded.recipe.tasks)
     chosen = checkpoint_to_load(folder, loaded.recipe, step)
     saved = open_checkpoint(chosen, checkpoint_store.ADAPTERS, checkpoint_store.STATE)
-    with loaded.locating_errors():
+    with loaded.locating_errors(), telling_memory_of_loading():
         run = Run(loaded.recipe, folder, splits=())
         checkpoint.take_learned(run, saved)
     checkpoint.load_adapters(run, saved)

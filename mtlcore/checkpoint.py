@@ -49,20 +49,22 @@ def snapshot(trainer: Trainer) -> Snapshot:
     optimizer = trainer.optimizer.state_dict()["state"]
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
+    tensor_names: dict[str, list[str]] = {}
     for key, component in run.components.items():
-        for name, value in component.state_dict().items():
-            if isinstance(value, Tensor):
-                tensors[f"{key}/{name}"] = value
-            else:
-                values.setdefault(key, {})[name] = value
-    state = {
+        state = component.state_dict()
+        tensor_names[key] = [name for name, value in state.items() if isinstance(value, Tensor)]
+        tensors |= {f"{key}/{name}": state[name] for name in tensor_names[key]}
+        values[key] = {k: value for k, value in state.items() if not isinstance(value, Tensor)}
+    kept = {
         "step": run.step,
         "tasks": [task.name for task in run.tasks],
         "rows_drawn": run.rows_drawn,
         "scheduler": trainer.scheduler.state_dict(),
         "progress": trainer.progress_state(),
         "components": values,
+        "component_tensors": tensor_names,
         "origin": _origin(run),
+        "recipe": run.recipe.model_dump(mode="json"),
         "formats": {task.name: task.format.state_dict() for task in run.tasks},
         "head_options": {
             run.tasks[task].name: facts.options for task, facts in run.model.heads.facts.items()
@@ -81,7 +83,7 @@ def snapshot(trainer: Trainer) -> Snapshot:
             ),
             COMPONENTS: _copied(tensors),
         },
-        json.dumps(state, indent=2),
+        json.dumps(kept, indent=2),
     )
 
 
@@ -100,6 +102,7 @@ def _origin(run: Run) -> dict[str, Any]:
             for task in run.tasks
             for name, split in task.splits().items()
         },
+        "base_model": run.base_fingerprint,
         "device": run.device.type,
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -120,13 +123,6 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Set run and trainer to the state of a checkpoint; anything missing is an error."""
     run = trainer.run
     state = saved.state()
-    names = [task.name for task in run.tasks]
-    if state["tasks"] != names:
-        raise UserError(
-            f"the checkpoint's tasks are {state['tasks']}, the recipe's are {names}",
-            where=str(saved.folder),
-            fix="resume with the recipe that the run was started with (recipe.yaml in its folder)",
-        )
     _compare_origin(run, state["origin"])
     load_adapters(run, saved)
     trainer.load_progress_state(state["progress"])  # its stage, with an optimizer of its own
@@ -209,6 +205,15 @@ def _require_best(trainer: Trainer, folder: Path) -> None:
 
 def begin(run: Run) -> None:
     """Clear the records of a run that was ended before its first checkpoint."""
+    aside = sorted(path.name for path in (run.folder / "checkpoints").glob("superseded-*"))
+    if aside or (run.folder / RESULT).exists():
+        raise UserError(
+            f"{run.folder} has no checkpoint any more, though it had some",
+            where="training.output_dir",
+            fix=f"go on from one that was set aside (--resume {run.folder}/checkpoints/{aside[-1]})"
+            if aside
+            else "copy one there, or train into another training.output_dir",
+        )
     if is_main():
         _trim(run, "metrics.jsonl", lambda line: False)
         _trim(run, "audits.jsonl", lambda line: False)
@@ -239,29 +244,34 @@ def _trim_records(trainer: Trainer) -> None:
 
 def _trim(run: Run, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
     path = run.folder / name
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # the last may be half a line
-        replace_text(path, "".join(line for line in whole if keep(json.loads(line))))
+    if not path.exists():
+        return
+    # By "\n" alone: texts in a line may hold other ends of lines, such as U+2028.
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if keep(json.loads(line)):
+                kept.append(line + "\n")
+        except ValueError:
+            run.note(f"warning: {path}:{number} is damaged: it and what follows are dropped")
+            break
+    replace_text(path, "".join(kept))
 
 
 def load_adapters(run: Run, saved: Checkpoint) -> None:
     """Set the adapters and the step of a run from a checkpoint."""
-    require_base_model(run, saved.folder.parents[1])
+    require_base_model(run, saved)
     run.model.load_adapter_state(saved.tensors(ADAPTERS))
     run.step = saved.state()["step"]
 
 
-def require_base_model(run: Run, folder: Path) -> None:
-    """Refuse adapters of a run that was trained on another base model, where that is recorded."""
-    try:
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        known = environment["base_model"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
+def require_base_model(run: Run, saved: Checkpoint) -> None:
+    """Refuse adapters that were trained on another base model."""
+    known = saved.state()["origin"]["base_model"]
     if known != run.base_fingerprint:
         raise UserError(
-            f"the base model is not the one that {folder} was trained on: its weights or its "
+            f"the base model is not the one that {saved.folder} was trained on: its weights or its "
             f"configuration changed ({known[:12]} then, {run.base_fingerprint[:12]} now)",
             where="model.name_or_path",
             fix="use the same base model; adapters fit no other",

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtlcore import manifest
-from mtlcore.files import sync
+from mtlcore.files import naming, sync
 from mtlcore.manifest import DamagedError
 
 ADAPTERS, OPTIMIZER, COMPONENTS, STATE = (
@@ -31,9 +31,10 @@ ADAPTERS, OPTIMIZER, COMPONENTS, STATE = (
     "components.safetensors",
     "state.json",
 )
+FILES = (ADAPTERS, OPTIMIZER, COMPONENTS, STATE)
 STATE_KEYS = {
-    "step", "tasks", "rows_drawn", "scheduler", "progress", "components", "origin", "formats",
-    "head_options",
+    "step", "tasks", "rows_drawn", "scheduler", "progress", "components", "component_tensors",
+    "origin", "recipe", "formats", "head_options",
 }  # fmt: skip
 _NAME = re.compile(r"step-\d+")
 
@@ -78,13 +79,12 @@ class Checkpoint:
 
     def component_states(self) -> dict[str, dict[str, Any]]:
         """What each component kept, by its key in `run.components`."""
-        states: dict[str, dict[str, Any]] = {
-            key: dict(values) for key, values in self.state()["components"].items()
+        state, tensors = self.state(), self.tensors(COMPONENTS)
+        return {
+            key: values
+            | {name: tensors[f"{key}/{name}"] for name in state["component_tensors"][key]}
+            for key, values in state["components"].items()
         }
-        for name, value in self.tensors(COMPONENTS).items():
-            key, _, part = name.rpartition("/")
-            states.setdefault(key, {})[part] = value
-        return states
 
 
 def open_checkpoint(folder: Path, *names: str) -> Checkpoint:
@@ -92,7 +92,7 @@ def open_checkpoint(folder: Path, *names: str) -> Checkpoint:
 
     Of a checkpoint that was opened with names only those files may be read.
     """
-    manifest.verify(folder, names or None)
+    manifest.verify(folder, names or FILES)
     return Checkpoint(folder)
 
 
@@ -157,19 +157,18 @@ def write(run_folder: Path, snapshot: Snapshot) -> Path:
         partial.mkdir(parents=True)
         for name, tensors in snapshot.tensors.items():
             _save_tensors(tensors, partial / name)
-        (partial / STATE).write_text(snapshot.state, encoding="utf-8")
+        with naming(partial / STATE):
+            (partial / STATE).write_text(snapshot.state, encoding="utf-8")
         manifest.seal(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
         raise
-    old = _hidden(final, "old")
-    if final.exists():  # the same step before its stage ended
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(final, old)
+    old = _set_aside(final) if final.exists() else None  # the same step before its stage ended
     os.replace(partial, final)
     sync(final.parent)
     sync(run_folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -219,9 +218,19 @@ def prune(run_folder: Path, keep: int | None, best: Collection[int]) -> None:
         return
     for folder in checkpoints(run_folder)[:-keep]:
         if step_of(folder) not in best:
-            old = _hidden(folder, "old")
-            os.replace(folder, old)  # at once: half a checkpoint would be a damaged one
+            if folder.is_symlink():  # put there by hand; what it leads to is not ours
+                folder.unlink()
+                continue
+            old = _set_aside(folder)  # at once: half a checkpoint would be a damaged one
             shutil.rmtree(old)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Give a checkpoint the hidden name under which it waits for its end."""
+    old = _hidden(folder, "old")
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed here
+    os.replace(folder, old)
+    return old
 
 
 def _hidden(final: Path, what: str) -> Path:

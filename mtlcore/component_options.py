@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from mtlcore.components import Component
-from mtlcore.errors import Problem, RecipeError, did_you_mean
+from mtlcore.errors import Problem, RecipeError, did_you_mean, fix_of_rule
 
 # A field may not be called like a member of BaseModel, an option may: fields have a prefix.
 PREFIX = "option_"
@@ -70,18 +70,23 @@ def _problem(cls: type[Component], error: Any, where: str) -> Problem:
     option = ".".join(str(part) for part in error["loc"])
     known = [name.removeprefix(PREFIX) for name in option_model(cls).model_fields]
     if error["type"] == "extra_forbidden":
+        where = f"{where}.{option}"
+        if not known:
+            return Problem(where, f"{cls.name!r} has no options", f"remove {option}")
         message = f"{cls.kind}.{option} is not an option of {cls.name!r}"
         return Problem(where, message, did_you_mean(option, known))
     if error["type"] == "missing":
         return Problem(where, f"{cls.kind}.{option} is required by {cls.name!r}", f"add {option}")
-    return Problem(where, f"{cls.kind}.{option} {_rule(error)}, found {error['input']!r}")
+    rule = _rule(error)
+    message = f"{cls.kind}.{option} {rule}, found {error['input']!r}"
+    return Problem(where, message, fix_of_rule(rule))
 
 
 def _no_type_fits(
     cls: type[Component], option: str, errors: Sequence[Any], value: Any, where: str
 ) -> Problem:
-    rules = dict.fromkeys(_rule(error) for error in errors)
-    return Problem(where, f"{cls.kind}.{option} {' or '.join(rules)}, found {value!r}")
+    rule = " or ".join(dict.fromkeys(_rule(error) for error in errors))
+    return Problem(where, f"{cls.kind}.{option} {rule}, found {value!r}", fix_of_rule(rule))
 
 
 def _rule(error: Any) -> str:

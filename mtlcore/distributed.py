@@ -19,6 +19,11 @@ def on_cpu_processes() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
 
 
+def was_launched() -> bool:
+    """Whether a launcher (torchrun) started this process, be it the only one."""
+    return "WORLD_SIZE" in os.environ
+
+
 def join_processes() -> None:
     """Meet the other processes that a launcher started; without a launcher nothing happens."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,32 @@ class RecipeError(UserError):
         self.set_problems(problems)
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+MORE_WORDS = {"text": "text, in quotes"}
+"""How a kind of value is written, where its name does not say so."""
+NEAR = 0.6
+"""How alike two spellings are that may be meant for each other, of 1."""
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The spelling among `words` that comes nearest to `word`, if any is near."""
-    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=NEAR)
     return matches[0] if matches else None
+
+
+def nearest_file(name: str, names: Iterable[str]) -> str | None:
+    """The same for files: their names must be alike without their endings too."""
+
+    def alike(other: str) -> bool:
+        stems = name.partition(".")[0], other.partition(".")[0]
+        short = max(map(len, stems)) <= 2  # one wrong letter leaves nothing that is alike
+        return short or difflib.SequenceMatcher(None, *stems).ratio() >= NEAR
+
+    return nearest(name, filter(alike, names))
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
@@ -64,6 +87,19 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     words = sorted(words)
     match = nearest(word, words)
     return f"did you mean {match!r}?" if match else f"known: {', '.join(words) or 'none'}"
+
+
+def fix_of_rule(rule: str) -> str:
+    """The fix for a value that breaks a rule: "should be greater than 0" -> "give a number ..."."""
+    asked = re.match(r"(?:should|must) (?:be|have) (.*?)(?:, unable to .*)?$", rule)
+    if asked is None:
+        return "give it another value, or remove the key"
+    what = asked[1]
+    if what.startswith(("greater than", "less than")):
+        return f"give a number {what}"
+    if what.startswith("'") and " or " in what:
+        return "choose one of these"
+    return f"give {MORE_WORDS.get(what, what)}"
 
 
 def require_tasks(names: Iterable[str], known: Collection[str], where: str = "") -> None:

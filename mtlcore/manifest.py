@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mtlcore.errors import UserError
-from mtlcore.files import sha256_of, sync
+from mtlcore.files import naming, sha256_of, sync
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -30,29 +31,45 @@ def seal(folder: Path) -> None:
         sync(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest = folder / MANIFEST
-    manifest.write_bytes(_spelled({"format": FORMAT, "files": files}))
+    with naming(manifest):
+        manifest.write_bytes(_spelled({"format": FORMAT, "files": files}))
     sync(manifest)
     sync(folder)
 
 
 def verify(folder: Path, names: Iterable[str] | None = None) -> None:
     """Raise DamagedError unless files (default: all of the manifest) are as they were sealed."""
-    if folder.is_symlink():
-        raise _damaged(folder, "the folder is a link")
-    files = _read(folder)
+    with _reading(folder, "the folder"):
+        if folder.is_symlink():
+            raise _damaged(folder, "the folder is a link")
+    with _reading(folder, MANIFEST):
+        files = _read(folder)
     for name in files if names is None else names:
         if name not in files:
             raise _damaged(folder, f"{MANIFEST} does not name {name}")
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            what = "is a link" if path.is_symlink() else "is missing"
-            raise _damaged(folder, f"{name} {what}")
-        size = path.stat().st_size
-        if size != files[name]["bytes"]:
-            expected = files[name]["bytes"]
-            raise _damaged(folder, f"{name} has {size:,} bytes, {expected:,} were written")
-        if sha256_of(path) != files[name]["sha256"]:
-            raise _damaged(folder, f"{name} was changed since it was written (its sha256 differs)")
+        with _reading(folder, name):
+            _verify_file(folder, name, files[name])
+
+
+def _verify_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise _damaged(folder, f"{name} {'is a link' if path.is_symlink() else 'is missing'}")
+    size, written = path.stat().st_size, expected["bytes"]
+    if size != written:
+        raise _damaged(folder, f"{name} has {size:,} bytes, {written:,} were written")
+    if sha256_of(path) != expected["sha256"]:
+        raise _damaged(folder, f"{name} was changed since it was written (its sha256 differs)")
+
+
+@contextmanager
+def _reading(folder: Path, name: str) -> Iterator[None]:
+    """What cannot be read is damaged: there may be another checkpoint that can."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise _damaged(folder, f"{name} cannot be read: {what}") from error
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -71,10 +88,20 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
     files: dict[str, dict[str, Any]] | None = manifest.get("files")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
         raise _damaged(folder, f"{MANIFEST} has the unknown format {manifest.get('format')!r}")
-    for name in files:
+    for name, entry in files.items():
         if Path(name).name != name:
             raise _damaged(folder, f"{MANIFEST} names {name!r}, which is no file of the folder")
+        if not _tells_bytes(entry):
+            raise _damaged(folder, f"{MANIFEST} does not tell the bytes and sha256 of {name}")
     return files
+
+
+def _tells_bytes(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("bytes")) is int
+        and type(entry.get("sha256")) is str
+    )
 
 
 def _spelled(manifest: dict[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ import torch
 
 from mtlcore.commands import start_anew
 from mtlcore.distributed import any_process, gather
-from mtlcore.errors import UserError
+from mtlcore.errors import UserError, counted
 
 if TYPE_CHECKING:
     from mtlcore.data.batches import Batch
@@ -57,8 +57,8 @@ class NonFinite:
 
 def _places(rows: Sequence[RowId]) -> str:
     shown = ", ".join(f"{task} row {row}" for task, row in rows[:8])
-    count = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
-    return f"{count} (numbers in the file, from 0): {shown}{' ...' if len(rows) > 8 else ''}"
+    more = " ..." if len(rows) > 8 else ""
+    return f"{counted(len(rows), 'row')} (numbers in the file, from 0): {shown}{more}"
 
 
 class Guard:
@@ -174,8 +174,10 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """For checkpoints."""
-        return {"factor": self.factor, "in_a_row": self.in_a_row}
+        told = sorted(self._told)
+        return {"factor": self.factor, "in_a_row": self.in_a_row, "told": told}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Set what `state` gave."""
         self.factor, self.in_a_row = state["factor"], state["in_a_row"]
+        self._told = {(task, row) for task, row in state["told"]}

@@ -33,6 +33,7 @@ Int = Annotated[int, BeforeValidator(_refuse_bool)]
 Float = Annotated[float, BeforeValidator(_refuse_bool)]
 # The limit stands before the validator, or the JSON schema of a union does not show it.
 PositiveInt = Annotated[int, Field(gt=0), BeforeValidator(_refuse_bool)]
+PositiveFloat = Annotated[float, Field(gt=0), BeforeValidator(_refuse_bool)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -334,7 +335,7 @@ class TrainingRecipe(Section):
         description="NaN or infinite losses: stop, leave their rows out, or skip the step and "
         "halve the learning rate.",
     )
-    loss_watchdog_threshold: Float | None = Field(
+    loss_watchdog_threshold: PositiveFloat | None = Field(
         default=None, description="Stop when the mean loss of the steps stays above this."
     )
     loss_watchdog_patience: PositiveInt = Field(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtlcore.errors import nearest
+from mtlcore.errors import nearest_file
 from mtlcore.recipe_checks import FieldProblem, KeyPath
 from mtlcore.recipe_yaml import Document
 
@@ -101,7 +101,7 @@ def _near(value: str, folders: Sequence[Path]) -> str:
         if (folder / path.name).is_symlink():
             return f"it is a link to {os.readlink(folder / path.name)}, which is not there"
         names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-        if name := nearest(path.name, names):
+        if name := nearest_file(path.name, names):
             return f"did you mean {str(Path(value).with_name(name))!r}?"
     places = ", ".join(dict.fromkeys(os.path.normpath(folder) for folder in looked_in))
     missing = not any(folder.is_dir() for folder in looked_in)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mtlcore.errors import did_you_mean, nearest
+from mtlcore.errors import did_you_mean, fix_of_rule, nearest
 from mtlcore.recipe import ComponentSpec, Recipe, Section, class_at
 from mtlcore.recipe_checks import FieldProblem, KeyPath
 
@@ -102,8 +102,9 @@ def _described(details: Sequence[ErrorDetails], data: dict[str, Any]) -> list[Fi
         elif error["type"].endswith("_type"):
             first = problems[problem.path]
             wanted = first.message.split(", found")[0]
-            message = f"{wanted} or {_wanted(error)}, found {_found(error['input'])}"
-            problems[problem.path] = FieldProblem(first.path, message, first.fix)
+            wanted = f"{wanted} or {_wanted(error)}"
+            message = f"{wanted}, found {_found(error['input'])}"
+            problems[problem.path] = FieldProblem(first.path, message, fix_of_rule(wanted))
     return list(problems.values())
 
 
@@ -143,11 +144,12 @@ def _problem(error: ErrorDetails, path: KeyPath) -> FieldProblem:
         return FieldProblem(path, f"unknown key `{path[-1]}`", _right_key(path))
     if value is None:
         return FieldProblem(path, "is empty", "give it a value, or remove the key")
-    message = f"{_wanted(error)}, found {_found(value)}"
-    fix = ""
+    wanted = _wanted(error)
+    message = f"{wanted}, found {_found(value)}"
+    fix = fix_of_rule(wanted)
     if kind == "literal_error":
         match = nearest(str(value), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
-        fix = f"did you mean {match!r}?" if match else ""
+        fix = f"did you mean {match!r}?" if match else fix
     return FieldProblem(path, message, fix)
 
 

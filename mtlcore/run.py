@@ -35,7 +35,7 @@ from mtlcore.evaluation.predictions import (
     write_predictions,
 )
 from mtlcore.evaluation.scores import Scores, TaskScore
-from mtlcore.files import replace_text
+from mtlcore.files import append_text, replace_text
 from mtlcore.losses import Outputs
 from mtlcore.model import export
 from mtlcore.model.backbone import MultiTaskModel, cannot_load, load_backbone
@@ -363,8 +363,8 @@ class Run:
                 "findings": [finding.to_json() for finding in self.findings],
             }
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "audits.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+            text = json.dumps(line, ensure_ascii=False, default=str)
+            append_text(self.folder / "audits.jsonl", text + "\n")
         return self.findings
 
     def tasks_with_rows(self, split: str) -> list[Task]:

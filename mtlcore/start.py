@@ -52,7 +52,7 @@ def take_over(run: Run) -> None:
     assert start is not None
     folder = Path(start.run)
     before, place = _start_run(folder, start)
-    _require_same_model(run, folder)
+    checkpoint.require_base_model(run, open_checkpoint(place, STATE))
     new = [task for task in run.tasks if task.name not in before.tasks]
     lost = [name for name in before.tasks if name not in run.recipe.tasks]
     if lost:
@@ -112,18 +112,6 @@ def _start_run(folder: Path, start: StartRecipe) -> tuple[Recipe, Path]:
                 fix=f"it has: {names}",
             )
     return read_recipe(recipe_file, check_files=False).recipe, place
-
-
-def _require_same_model(run: Run, folder: Path) -> None:
-    """As in every load; but here the base model must be known."""
-    environment = folder / "environment.json"
-    if not environment.is_file() or '"base_model"' not in environment.read_text(encoding="utf-8"):
-        raise UserError(
-            f"cannot tell which base model {folder} was trained on",
-            where=str(environment),
-            fix="give a run whose environment.json has the key base_model",
-        )
-    checkpoint.require_base_model(run, folder)
 
 
 def _require_same_function(run: Run, before: Recipe, folder: Path) -> None:

@@ -6,15 +6,18 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from mtlcore.distributed import any_process
+from mtlcore.distributed import any_process, was_launched
 from mtlcore.errors import MtlcoreError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 5.0
+"""So many seconds a launcher has to pass the first signal on, which is no second one then."""
 
 
 class RunStopped(MtlcoreError):  # noqa: N818  # nothing went wrong
@@ -28,13 +31,18 @@ class InterruptedByStop(BaseException):
 
 
 class StopSignals:
-    """Notes the first signal while its `with` block lasts.
+    """Notes the first signal while its `with` block lasts; a second one ends the process.
+
+    A scheduler or a terminal signals every process of a job, its launcher among them, which passes
+    the signal on: in a job with a launcher the same signal again within `GRACE` seconds is
+    that one, and nobody's wish to end at once.
 
     Only the main thread of a process can have signal handlers: elsewhere this does nothing.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._grace_ends = 0.0
         self._interruptible = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -51,12 +59,19 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number)
         if self.received is not None:
+            if name == self.received and time.monotonic() < self._grace_ends:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self.received = name
-        told = f"\n{name.name}: ending after this step, with a checkpoint (again: at once)\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, told.encode())
+        again = "again: at once"
+        if was_launched():
+            self._grace_ends = time.monotonic() + GRACE
+            again = f"again after {GRACE:g} s: at once"
+        told = f"\n{name.name}: ending after this step, with a checkpoint ({again})\n"
+        with suppress(OSError, ValueError):  # whoever reads it may have ended by the same Ctrl-C
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, told.encode())
 
     def asked(self) -> bool:
         """Whether this process or another one of the training was asked to end."""

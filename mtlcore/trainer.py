@@ -28,7 +28,7 @@ from mtlcore.distributed import (
     world_size,
 )
 from mtlcore.errors import MtlcoreError, UserError
-from mtlcore.files import replacing
+from mtlcore.files import append_text, make_folder, replacing
 from mtlcore.gradients import Direction, Gradients, folds_rows
 from mtlcore.judge import Judge
 from mtlcore.losses import Outputs
@@ -37,10 +37,12 @@ from mtlcore.progress import Progress
 from mtlcore.recipe_file import write_recipe
 from mtlcore.records import StepRecord, Totals
 from mtlcore.run import RECIPE, Run, write_json
+from mtlcore.run_folder import require_no_run
 from mtlcore.seeds import seed_of
 from mtlcore.stages import plan_stages
 from mtlcore.stop_signals import InterruptedByStop, RunStopped
 from mtlcore.system_errors import telling_system_errors
+from mtlcore.terminal import outliving_readers
 from mtlcore.watchdog import LossWatchdog
 
 if TYPE_CHECKING:
@@ -337,12 +339,12 @@ class Trainer:
         A first SIGTERM or SIGINT ends it after the step, with a checkpoint, by `RunStopped`.
         """
         run = self.run
-        run.check()
-        if run.plugins.implements("mtlcore_audit"):
-            run.tasks_with_rows("eval")  # now, not after the training
-        run.plugins.hook.mtlcore_run_start(run=run)  # may refuse too: no file yet
         try:
-            with telling_system_errors(run), run.signals:
+            run.check()
+            if run.plugins.implements("mtlcore_audit"):
+                run.tasks_with_rows("eval")  # now, not after the training
+            run.plugins.hook.mtlcore_run_start(run=run)  # may refuse too: no file yet
+            with outliving_readers(), telling_system_errors(run), run.signals:
                 self._begin_records()
                 self._train_stages()
                 self._end_run()
@@ -353,8 +355,11 @@ class Trainer:
     def _begin_records(self) -> None:
         run, recipe = self.run, self.recipe
         if is_main():
-            run.folder.mkdir(parents=True, exist_ok=True)
-            run.lock.acquire()
+            if not run.lock.held:  # a folder of our own, unless another process was faster
+                make_folder(run.folder)
+                run.lock.acquire()
+                if run.step == 0:
+                    require_no_run(run.folder)
             with replacing(run.folder / RECIPE) as partial:
                 write_recipe(run.recipe, partial)
             write_json(run.folder / "environment.json", run.environment())
@@ -639,8 +644,8 @@ class Trainer:
 
     def _log(self, values: dict[str, Any]) -> None:
         if is_main():
-            with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(readable(values), allow_nan=False) + "\n")
+            line = json.dumps(readable(values), allow_nan=False)
+            append_text(self.run.folder / "metrics.jsonl", line + "\n")
         if self.recipe.report_to:
             numbers = {k: v for k, v in _one_level(values).items() if isinstance(v, int | float)}
             self.run.accelerator.log(numbers, step=values["step"])
@@ -692,20 +697,14 @@ class Trainer:
             "had_effect": self.had_effect,
             "saw_several_tasks": self.saw_several_tasks,
             "totals": asdict(self.totals),
+            "notes": self.run.notes,
             "nonfinite": self.guard.state(),
             "watchdog": self.watchdog.state(),
         }
 
     def load_progress_state(self, state: dict[str, Any]) -> None:
         """Set what `progress_state` gave, and enter its stage."""
-        names = [stage.name for stage in self.stages]
-        if state["stage"] not in names:
-            raise UserError(
-                f"the checkpoint is of the stage {state['stage']!r}, which the recipe lacks",
-                where="stages",
-                fix="resume with the recipe of the run (recipe.yaml in its folder)",
-            )
-        self.enter_stage(names.index(state["stage"]))
+        self.enter_stage([stage.name for stage in self.stages].index(state["stage"]))
         self.stage_start, self.stage_ended = state["stage_start"], state["stage_ended"]
         self.due = list(state["due"])
         self.run.active = list(state["active"])
@@ -714,9 +713,9 @@ class Trainer:
         self.had_effect = state["had_effect"]
         self.saw_several_tasks = state["saw_several_tasks"]
         self.totals = Totals(**state["totals"])
-        if "nonfinite" in state:  # an older checkpoint has neither
-            self.guard.load_state(state["nonfinite"])
-            self.watchdog.load_state(state["watchdog"])
+        self.run.notes[:0] = [note for note in state["notes"] if note not in self.run.notes]
+        self.guard.load_state(state["nonfinite"])
+        self.watchdog.load_state(state["watchdog"])
         peaks = self.totals.task_peak_memory_mb
         self.task_peaks = [peaks.get(task.name, 0.0) for task in self.run.tasks]
 

@@ -259,13 +259,6 @@ def test_a_folder_without_a_run_is_refused(old_run: Path, tmp_path: Path) -> Non
         mtlcore.adapt(tmp_path, old_run.parent / "new.yaml")
 
 
-def test_a_run_of_an_unknown_model_is_refused(old_run: Path, tmp_path: Path) -> None:
-    folder = copied(old_run, tmp_path / "old")
-    (folder / "environment.json").unlink()
-    with pytest.raises(UserError, match="cannot tell which base model"):
-        mtlcore.adapt(folder, old_run.parent / "new.yaml", output_dir=tmp_path / "adapted")
-
-
 # -- fingerprints ------------------------------------------------------------------------------
 
 

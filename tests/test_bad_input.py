@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import io
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow
 import pyarrow.parquet
@@ -161,9 +163,18 @@ TEMPLATES: list[tuple[str, str, list[str]]] = [
         "{{ ''.__class__.__mro__ }}",
         ["the sandbox refuses", "fix: use the row"],
     ),
-    ("a long loop", "{% for i in range(10**9) %}x{% endfor %}", ["fix: use the row"]),
-    ("a huge text", "{{ 'a' * 10**10 }}", ["the sandbox refuses", "more than 1000000"]),
-    ("a huge number", "{{ 9 ** (9 ** 9) }}", ["the sandbox refuses", "more than 1000000"]),
+    ("a long loop", "{% for i in range(10**9) %}x{% endfor %}", ["fix: use smaller numbers"]),
+    (
+        "a huge text",
+        "{{ 'a' * 10**10 }}",
+        ["the sandbox refuses", "more than 1000000 characters", "fix: use smaller numbers"],
+    ),
+    (
+        "a text that grows",
+        "{{ ('a' * 1000) | replace('a', 'b' * 1000000) | length }}",
+        ["the sandbox refuses", "more than 1000000 characters", "fix: use smaller numbers or"],
+    ),
+    ("a huge number", "{{ 9 ** (9 ** 9) }}", ["the sandbox refuses", "more than 1000000 bits"]),
     ("a huge width", "{{ '%9999999999d' % 3 }}", ["the sandbox refuses", "more than 6 digits"]),
     ("a huge field", "{{ '{:>9999999999}'.format(3) }}", ["more than 6 digits"]),
     ("a wide filter", "{{ 'a' | center(10**10) }}", ["the sandbox refuses"]),
@@ -383,12 +394,20 @@ RECIPES: list[tuple[str, Damage, list[str]]] = [
     (
         "an option of a component out of range",
         recipe("temperature: 2.0", "temperature: -2"),
-        ["sampling.temperature must be greater than 0, found -2"],
+        ["sampling.temperature must be greater than 0, found -2", "fix: give a number greater"],
     ),
     (
         "an option out of range",
         recipe("lora_dropout: 0.1", "lora_dropout: 1.5"),
-        ["FOLDER/recipe.yaml:27, lora.lora_dropout: should be less than 1, found 1.5"],
+        [
+            "FOLDER/recipe.yaml:27, lora.lora_dropout: should be less than 1, found 1.5",
+            "fix: give a number less",
+        ],
+    ),
+    (
+        "an option of a component without options",
+        recipe("weighting: pcgrad", "weighting: {name: equal, scope: model}"),
+        ["FOLDER/recipe.yaml:29, weighting.scope: 'equal' has no options", "fix: remove scope"],
     ),
     (
         "load_in_4bit",
@@ -465,11 +484,11 @@ RECIPES += [
             [":17, tasks.spelling.loss_weight: ", says],
         )
         for weight, says in (
-            ("-1", "should be greater than 0, found -1"),
+            ("-1", "should be greater than 0, found -1\n  fix: give a number greater than 0"),
             (".nan", "should be a finite number, found nan"),
             ("1e999", "should be a finite number, found inf"),
             ("'1,5'", "should be a number, found '1,5'"),
-            ("[1]", "should be a number, found [1]"),
+            ("[1]", "should be a number, found [1]\n  fix: give a number"),
             ("!!int x", "is no value of the YAML type 'int'"),
             ("!!python/name:os.system", "the YAML tag 'python/name:os.system' is not known"),
             ("!!python/object/apply:os.system [id]", "should be a number"),
@@ -662,6 +681,13 @@ def test_a_bom_and_windows_line_ends_are_fine(cli: CommandLine, folder: Path) ->
     assert "spelling: train 24 rows; eval 6 rows; test 6 rows" in out
 
 
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def raises(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return raises
+
+
 # -- runs --------------------------------------------------------------------------------------
 
 
@@ -670,6 +696,34 @@ def test_a_run_is_not_overwritten(cli: CommandLine, folder: Path, tiny_run: Path
     message = assert_refused(cli, ["train", folder / "recipe.yaml"], folder)
     assert f"training.output_dir: {folder}/run already holds a run" in message
     assert "fix: go on with --resume" in message
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_folder_that_cannot_be_made_is_told_before_a_row_is_read(
+    verb: str, cli: CommandLine, folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "locked"
+    place.mkdir()
+    full = OSError(errno.EROFS, "Read-only file system")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtlcore.run_folder.tempfile.TemporaryDirectory", raising(full))
+        code, out, err = cli(verb, folder / "recipe.yaml", f"training.output_dir={place}/a/b")
+    assert code == 2
+    said = " ".join((out + err).split())
+    assert f"the folder {place}/a/b cannot be made: Read-only file system" in said
+    assert "fix: make the disk writable, or choose a training.output_dir on another one" in said
+    assert "--resume" not in said
+    assert not [*place.iterdir()]
+
+
+def test_check_tells_that_a_run_is_in_the_way(
+    cli: CommandLine, folder: Path, tiny_run: Path
+) -> None:
+    shutil.copytree(tiny_run, folder / "run")
+    code, out, _ = cli("check", folder / "recipe.yaml")
+    assert code == 0
+    assert f"{folder}/run already holds a run: `mtlcore train` will refuse it" in out
+    assert "fix: go on with --resume, choose another training.output_dir" in out
 
 
 def test_a_path_to_resume_from_must_be_a_checkpoint(cli: CommandLine, folder: Path) -> None:

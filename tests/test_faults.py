@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import mtlcore
+from mtlcore import stop_signals
 from mtlcore.checkpoint_store import checkpoints, open_checkpoint
-from mtlcore.stop_signals import RunStopped
+from mtlcore.stop_signals import RunStopped, StopSignals
+from mtlcore.terminal import outliving_readers
 from tests.faults import differences, end_after, recipe_in, seconds_of_a_run, train_in_process
 
 STOPPED = 75
@@ -83,14 +85,14 @@ def test_each_of_many_kills_leaves_what_the_next_start_goes_on_from(
 
 SIGNALLER = '''
 import os
-import signal
 from mtlcore.distributed import rank
 from mtlcore.hookspecs import hookimpl
 
 def send(moment):
-    """SIGTERM to this process, at the moment and in the rank that MOMENT names."""
+    """A signal to this process, at the moment and in the rank that MOMENT names."""
     if os.environ.get("MOMENT") == f"{moment} {rank()}":
-        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(TIMES):
+            os.kill(os.getpid(), NUMBER)
 
 @hookimpl
 def mtlcore_step_end(run, record):
@@ -109,8 +111,11 @@ def mtlcore_run_start(run):
 '''
 
 
-def signalled(folder: Path, model: Path) -> Path:
-    (folder / "signaller.py").write_text(SIGNALLER)
+def signalled(
+    folder: Path, model: Path, *, number: signal.Signals = signal.SIGTERM, times: int = 1
+) -> Path:
+    constants = f"NUMBER, TIMES = {int(number)}, {times}\n"
+    (folder / "signaller.py").write_text(constants + SIGNALLER)
     recipe = recipe_in(folder, model)
     recipe.write_text(recipe.read_text() + "plugins: [./signaller.py]\n")
     return recipe
@@ -151,16 +156,72 @@ def test_a_signal_ends_the_run_with_what_is_still_to_be_done(
 
 
 def test_a_second_signal_ends_a_process_at_once(tiny_model: Path, tmp_path: Path) -> None:
-    recipe = signalled(tmp_path, tiny_model)
-    text = (tmp_path / "signaller.py").read_text()
-    twice = text.replace(
-        "SIGTERM)\n", "SIGTERM)\n        os.kill(os.getpid(), signal.SIGTERM)\n", 1
-    )
-    (tmp_path / "signaller.py").write_text(twice)
+    recipe = signalled(tmp_path, tiny_model, times=2)
     process = train_in_process(recipe, MOMENT="step 3 0")
     process.join()
     assert process.exitcode == -signal.SIGTERM
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000001", "step-000002"]
+
+
+def test_a_run_ends_with_its_checkpoint_when_nobody_reads_what_it_tells(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """As with `mtlcore train RECIPE 2>&1 | tee log`, when Ctrl-C ends `tee` too."""
+    recipe = signalled(tmp_path, tiny_model, number=signal.SIGINT)
+    command = [sys.executable, "-m", "mtlcore.cli", "train", str(recipe), "--resume"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environ = {**os.environ, "MOMENT": "step 3 0"}
+    done = subprocess.run(command, stdout=writer, stderr=writer, env=environ, check=False)
+    os.close(writer)
+    assert done.returncode == STOPPED
+    assert checkpoints(tmp_path / "run")[-1].name == "step-000003"
+    seconds_of_a_run(recipe)
+
+
+def test_what_is_told_goes_nowhere_once_nobody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with outliving_readers():
+            print("one", flush=True)
+            assert os.read(reader, 9) == b"one\n"
+            os.close(reader)
+            print("two", flush=True)
+            print("three")  # stays in the buffer
+        assert sys.stdout is stream
+        print("four", flush=True)  # by another writer
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_signal_that_a_launcher_passes_on_is_no_second_one(
+    launched: bool, again: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "1")
+    ended: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: ended.append(number))
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(again)
+        passed_on = launched and again == signal.SIGTERM
+        assert ended == ([] if passed_on else [again])
+        assert signals.asked()
+
+
+def test_after_a_while_a_second_signal_ends_a_launched_process_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(stop_signals, "GRACE", 0.0)
+    ended: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: ended.append(number))
+    with StopSignals():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert ended == [signal.SIGTERM]
 
 
 SCRIPT = """
@@ -178,20 +239,22 @@ except SystemExit as end:
 def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(
     tiny_model: Path, tmp_path: Path
 ) -> None:
+    """It comes twice, as if torchrun had been signalled too, which passes it on."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     codes = []
     for name, moment in (("whole", None), ("run", "step 3 1"), ("run", None)):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        recipe = signalled(folder, tiny_model)
-        subprocess.run(
+        recipe = signalled(folder, tiny_model, times=2)
+        done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
              str(script), str(recipe)],
             check=False, timeout=300, capture_output=True, text=True,
             env={**os.environ, "MOMENT": str(moment)},
         )  # fmt: skip
         codes.append([Path(f"{recipe}.{rank}").read_text() for rank in (0, 1)])
+        assert done.returncode == (1 if moment else 0)  # torchrun knows no other failure
         if moment:
             assert checkpoints(folder / "run")[-1].name == "step-000003"
     assert codes == [["0", "0"], ["75", "75"], ["0", "0"]]

@@ -23,9 +23,7 @@ from mtlcore import checkpoint
 from mtlcore.checkpoint_store import checkpoints, step_of
 from mtlcore.errors import UserError
 from mtlcore.nonfinite import LONGEST
-from mtlcore.recipe_file import read_recipe
 from mtlcore.run import Run
-from mtlcore.trainer import Trainer
 from tests.recipes import final_adapters, metrics, training_part, write_tiny_recipe
 from tests.test_distributed import assert_equal, train_both
 
@@ -422,11 +420,3 @@ def test_the_watchdog_lets_low_losses_and_short_rises_pass(
     with pytest.raises(UserError, match="no checkpoint of step 0") as caught:
         mtlcore.train(recipe_in(tmp_path / "b", tiny_model, **keys))
     assert "up to step 3" in caught.value.problem.message  # 3 steps by default
-
-
-def test_a_checkpoint_from_before_these_policies_loads(tiny_model: Path, tmp_path: Path) -> None:
-    trainer = Trainer(Run(read_recipe(recipe_in(tmp_path / "a", tiny_model)).recipe, tmp_path))
-    state = trainer.progress_state()
-    del state["nonfinite"], state["watchdog"]
-    trainer.load_progress_state(state)
-    assert trainer.guard.factor == 1.0

@@ -30,6 +30,24 @@ def only_problem(**changes: Any) -> str:
     return f"{found.where}: {found.message}"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "fix"),
+    [
+        ("bf16", "maybe", "give true or false"),
+        ("max_steps", "eight", "give a whole number"),
+        ("loss_watchdog_threshold", -1, "give a number greater than 0"),
+        ("report_to", 3, "give a list"),
+        ("run_name", [], "give text, in quotes"),
+        ("output_dir", "", "give it another value, or remove the key"),
+        ("on_nonfinite_loss", "zzz", "choose one of these"),
+        ("on_nonfinite_loss", "stopp", "did you mean 'stop'?"),
+    ],
+)
+def test_each_wrong_value_has_a_fix(key: str, value: object, fix: str) -> None:
+    (found,) = problems(training={key: value})
+    assert (found.path, found.fix) == (("training", key), fix)
+
+
 def test_defaults_are_those_of_the_documentation() -> None:
     recipe = Recipe.model_validate(recipe_data())
     assert recipe.weighting.name == "equal"

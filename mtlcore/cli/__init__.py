@@ -35,6 +35,7 @@ from mtlcore.cli import (
 )
 from mtlcore.cli.console import print_error
 from mtlcore.errors import MtlcoreError, UserError
+from mtlcore.terminal import outliving_readers
 
 VERBS = {  # in the order of --help; `plugins` has verbs of its own and is mounted when used
     "demo": demo.demo,
@@ -73,12 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MtlcoreError as error:
         if debug:
             raise
-        print_error(error)
+        with outliving_readers():
+            print_error(error)
         sys.exit(error.exit_code)
     except OSError as error:
         if debug or not error.filename:
             raise
-        print_error(UserError(error.strerror or str(error), where=str(error.filename)))
+        with outliving_readers():
+            print_error(UserError(error.strerror or str(error), where=str(error.filename)))
         sys.exit(UserError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -13,6 +13,9 @@ from mtlcore.cli.options import AsJson, Overrides, Tasks
 from mtlcore.terminal import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -67,8 +70,28 @@ def _print(found: CheckReport) -> None:
     def say(text: str, style: str = "") -> None:
         console.print(_text(text, style), soft_wrap=True)  # or long paths are broken
 
-    if any(task.splits for task in found.tasks.values()):
+    bad = any(rows.bad for task in found.tasks.values() for rows in task.splits.values())
+    if any(task.splits for task in found.tasks.values()) and (bad or not found.errors):
         console.print(_rows_table(found))
+    if found.errors:  # they should be seen without scrolling
+        say("note: tables are left out because of the errors; --json has all")
+    else:
+        _print_tables(found, console, say)
+    for note in found.notes:
+        say(f"note: {note}")
+    kinds = (("warning", "yellow", found.warnings), ("error", "red", found.errors))
+    for kind, style, problems in kinds:
+        for problem in problems:
+            where = f"{problem.where}: " if problem.where else ""
+            say(f"{kind}: {where}{problem.message}", style)
+            if problem.fix:
+                say(f"  fix: {problem.fix}")
+    counts = {"error": len(found.errors), "warning": len(found.warnings)}
+    say(", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items()))
+
+
+def _print_tables(found: CheckReport, console: Console, say: Callable[[str], None]) -> None:
+    """What is in the rows, and what a run would take."""
     for name, task in found.tasks.items():
         if 0 < len(task.labels) <= MOST_LABELS:
             console.print(_labels_table(name, task))
@@ -89,17 +112,6 @@ def _print(found: CheckReport) -> None:
         console.print(_memory_table(found.plan.memory))
         for line in _plan_lines(found.plan):
             say(line)
-    for note in found.notes:
-        say(f"note: {note}")
-    kinds = (("warning", "yellow", found.warnings), ("error", "red", found.errors))
-    for kind, style, problems in kinds:
-        for problem in problems:
-            where = f"{problem.where}: " if problem.where else ""
-            say(f"{kind}: {where}{problem.message}", style)
-            if problem.fix:
-                say(f"  fix: {problem.fix}")
-    counts = {"error": len(found.errors), "warning": len(found.warnings)}
-    say(", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items()))
 
 
 def _table(title: str) -> Table:

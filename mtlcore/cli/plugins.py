@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import UserError, counted, did_you_mean
 from mtlcore.plugin_cache import Description, build_description, describe_plugins
 
 app = typer.Typer(help="List, describe and check plugins.", no_args_is_help=True)
@@ -81,7 +81,7 @@ def doctor(as_json: AsJson = False) -> None:
             typer.echo(f"not loaded: plugin {plugin}")
         for problem in problems:
             typer.echo(f"problem: {problem}")
-        typer.echo("all plugins can be used" if not problems else f"{len(problems)} problem(s)")
+        typer.echo("all plugins can be used" if not problems else counted(len(problems), "problem"))
     if problems:
         raise typer.Exit(1)
 

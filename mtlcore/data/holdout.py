@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mtlcore.errors import UserError
+from mtlcore.errors import UserError, counted
 
 
 def hold_out(
@@ -33,7 +33,7 @@ def hold_out(
     units = _units(rows, numbers, by)
     parts = [part for part, share in shares.items() if share > 0]
     if len(units) <= len(parts):
-        what = f"{len(units)} value(s) of {by!r}" if by else f"{len(units)} row(s)"
+        what = counted(len(units), "value") + f" of {by!r}" if by else counted(len(units), "row")
         raise UserError(
             f"{what} cannot be divided into train, {', '.join(parts)}",
             where=where,

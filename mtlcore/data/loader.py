@@ -17,7 +17,7 @@ from mtlcore.data.lengths import fit, needed_length
 from mtlcore.data.sources import Rows, load_rows
 from mtlcore.data.special import make_example
 from mtlcore.data.splits import SPLITS, Counts, Split
-from mtlcore.errors import MtlcoreError, Problem, UserError, did_you_mean, nearest
+from mtlcore.errors import MtlcoreError, Problem, UserError, counted, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -295,7 +295,9 @@ class TaskLoader:
             return part
         draw = random.Random(f"{self.seed}/max_rows/{name}")
         left_out = len(part.numbers) - most
-        self.notes.append(f"task {self.name!r}: max_rows leaves out {left_out} {name} rows")
+        self.notes.append(
+            f"task {self.name!r}: max_rows leaves out {counted(left_out, f'{name} row')}"
+        )
         numbers = sorted(draw.sample(part.numbers, most))
         return replace(part, numbers=numbers, not_drawn=left_out)
 
@@ -331,8 +333,10 @@ class TaskLoader:
         if not examples:
             raise self.nothing_usable(where, part.source.path, counts, counts.bad)
         if counts.skipped and self.recipe.on_bad_row == "warn":
+            were = "was" if counts.skipped == 1 else "were"
+            skipped = counted(counts.skipped, f"bad {name} row")
             self.notes += [
-                f"task {self.name!r}: {counts.skipped} bad {name} rows were skipped",
+                f"task {self.name!r}: {skipped} {were} skipped",
                 *counts.bad,
             ]
         source = part.source
@@ -395,8 +399,8 @@ class TaskLoader:
             )
         if cut:
             self.notes.append(
-                f"task {self.name!r}: the prompts of {cut} rows were cut at their beginning to "
-                f"training.max_length ({self.max_length})"
+                f"task {self.name!r}: the prompts of {counted(cut, 'row')} were cut at their "
+                f"beginning to training.max_length ({self.max_length})"
             )
         return found
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtlcore.data.fields import kind_of
+from mtlcore.errors import counted
 
 Row = dict[str, Any]
 
@@ -24,11 +25,12 @@ SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class DamagedFileError(Exception):
-    """The file as a whole cannot be read; `line` where that is known (from 1)."""
+    """The file as a whole cannot be read; `line` where that is known (from 1), `fix` what helps."""
 
-    def __init__(self, message: str, line: int | str | None = None) -> None:
+    def __init__(self, message: str, line: int | str | None = None, *, fix: str = "") -> None:
         super().__init__(message)
         self.line = line
+        self.fix = fix
 
 
 @dataclass
@@ -130,13 +132,16 @@ def read_csv(data: bytes, *, delimiter: str = ",") -> Table:
                 raise DamagedFileError("the file is empty; a header line is expected")
             doubled = {name for name in header if header.count(name) > 1}
             if doubled:
-                raise DamagedFileError(f"the header names {sorted(doubled)} more than once", 1)
+                names = ", ".join(map(repr, sorted(doubled)))
+                raise DamagedFileError(f"the header names {names} more than once", 1)
+            if delimiter == "," and len(header) == 1:
+                _require_commas(header[0])
             line = reader.line_num + 1
             for cells in reader:
                 if len(cells) == len(header):
                     table.add(dict(zip(header, cells, strict=True)), line)
                 elif cells:
-                    why = f"{len(cells)} cells where the header has {len(header)}"
+                    why = f"{counted(len(cells), 'cell')} where the header has {len(header)}"
                     table.bad.append((line, why))
                 line = reader.line_num + 1
         except csv.Error as error:
@@ -145,6 +150,16 @@ def read_csv(data: bytes, *, delimiter: str = ",") -> Table:
             ) from None
     table.columns = tuple(header)
     return table
+
+
+def _require_commas(only_column: str) -> None:
+    """Refuse a file whose one column is several, divided by something else."""
+    for separator, said, fix in (
+        ("\t", "tabs", "give it the ending .tsv"),
+        (";", "';'", "save it with commas"),
+    ):
+        if separator in only_column:
+            raise DamagedFileError(f"this csv is separated by {said}, not by commas", 1, fix=fix)
 
 
 def read_tsv(data: bytes) -> Table:

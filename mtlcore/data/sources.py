@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mtlcore.data.readers import READERS, DamagedFileError, Row, Table, read_json
-from mtlcore.errors import UserError, did_you_mean, nearest
+from mtlcore.errors import UserError, did_you_mean, nearest, nearest_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +27,8 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SAVED_MARKS = ("dataset_info.json", "state.json", "dataset_dict.json")
 PACKED_RATIO = 200  # texts reach 3 to 20, a file of one row a million times 250 to 1000
 SMALL = 2**26
+GZIP = b"\x1f\x8b"
+"""How every gz file begins."""
 KINDS = "jsonl, json, csv, tsv (each also .gz), parquet"
 
 
@@ -165,12 +167,15 @@ def _read_file(path: Path, data: bytes, where: str) -> Table:
             fix=f"give it a known ending: {KINDS}",
         )
     if ending.endswith(".gz"):
+        if data and not data.startswith(GZIP):
+            raise UserError(f"{path} is not gzip", where=where, fix="give it a name without .gz")
         data = _unpacked(path, data, where)
     try:
         return READERS[ending.removesuffix(".gz")](data)
     except DamagedFileError as error:
         place = str(path) if error.line is None else f"{path}:{error.line}"
-        raise UserError(f"{place}: {error}", where=where, fix=f"mend the file {path}") from None
+        fix = error.fix or f"mend the file {path}"
+        raise UserError(f"{place}: {error}", where=where, fix=fix) from None
 
 
 def _unpacked(path: Path, data: bytes, where: str) -> bytes:
@@ -320,7 +325,7 @@ def _refuse_hub_options(source: SourceRecipe, options: Sequence[str], where: str
 
 def _has_near_file(path: Path) -> bool:
     names = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
-    return any(file_ending(Path(name)) and nearest(path.name, [name]) for name in names)
+    return any(file_ending(Path(name)) and nearest_file(path.name, [name]) for name in names)
 
 
 def _missing(path: Path, where: str) -> UserError:
@@ -333,14 +338,14 @@ def _missing(path: Path, where: str) -> UserError:
         what = f"{path} is a link to {os.readlink(path)}, which does not exist"
         return UserError(what, where=where, fix="mend the link, or name the file itself")
     if parent.is_dir():
-        match = nearest(path.name, (child.name for child in parent.iterdir()))
+        match = nearest_file(path.name, (child.name for child in parent.iterdir()))
         fix = f"did you mean {parent / match}?" if match else f"folder searched: {parent.resolve()}"
-        return UserError(f"{path} does not exist", where=where, fix=fix)
+        return UserError(f"no such file: {path}", where=where, fix=fix)
     while not parent.is_dir() and parent != parent.parent:
         child, parent = parent, parent.parent
     match = nearest(child.name, (other.name for other in parent.iterdir() if other.is_dir()))
     fix = f"did you mean the folder {parent / match}?" if match else f"looked in {parent.resolve()}"
-    return UserError(f"{path} does not exist: there is no folder {child}", where=where, fix=fix)
+    return UserError(f"no such file: {path} (there is no folder {child})", where=where, fix=fix)
 
 
 def _first_line(error: Exception) -> str:

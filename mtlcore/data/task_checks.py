@@ -37,7 +37,7 @@ from mtlcore.data.near import jaccard, near_pairs, pieces_of
 from mtlcore.data.special import make_example
 from mtlcore.data.splits import SPLITS, Split
 from mtlcore.data.tasks import Task
-from mtlcore.errors import MtlcoreError, Problem, UserError
+from mtlcore.errors import MtlcoreError, Problem, UserError, counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -169,16 +169,30 @@ class TaskChecker:
                 whole[split] = part
         if "train" not in whole:
             return {}
+        parts = whole
         try:
             parts = loader.divide(whole)
+        except MtlcoreError as error:  # what is wrong with rows is told all the same
+            self._error(error)
+        try:
             loader.prepare(parts["train"])
         except MtlcoreError as error:
             self._error(error)
+            self._tell_unread(whole)
             return {}
         self.report.notes += loader.notes
         for split in parts:
             self.sources.setdefault(split, whole["train"].source)
         return {split: parts[split] for split in SPLITS if split in parts}
+
+    def _tell_unread(self, whole: Mapping[str, Part]) -> None:
+        """The lines that are no rows, of parts whose rows cannot be looked at."""
+        for split, part in whole.items():
+            counts = self.loader.counts(part)
+            self.check.splits[split] = SplitCheck(
+                part.source.path, counts.rows, bad=counts.skipped, bad_places=counts.bad
+            )
+            self._judge(split, self.check.splits[split], ())
 
     def _find_text_columns(self, train: Part) -> None:
         """The columns that the prompt depends on: it changes when their value does."""
@@ -342,14 +356,14 @@ class TaskChecker:
         if found.overlong:
             limit = f"over training.max_length ({self.loader.max_length} tokens)"
             if recipe.overlong == "error":
-                message = f"{_rows(found.overlong)} {limit}:"
+                message = f"{counted(found.overlong, 'row')} {limit}:"
                 message += _lines(too_long[:SHOWN_BAD_ROWS], len(too_long))
                 fix = f"raise it, or set {self.loader.where}.overlong to truncate or drop"
                 self._add_errors([Problem(where, message, fix)])
             else:
                 what = {"cut": found.truncated, "dropped": found.dropped_overlong}
                 said = ", ".join(f"{count} {verb}" for verb, count in what.items() if count)
-                message = f"{_rows(found.overlong)} {limit}: {said}"
+                message = f"{counted(found.overlong, 'row')} {limit}: {said}"
                 self._warn(where, message, "raise it, or shorten the rows")
         if found.duplicates:
             self._warn(
@@ -364,7 +378,9 @@ class TaskChecker:
             forms[normalized(label)][label] = count
         self.check.spellings = [found for found in forms.values() if len(found) > 1]
         for found in self.check.spellings[:SHOWN]:
-            said = ", ".join(f"{label!r} ({_rows(count)})" for label, count in found.items())
+            said = ", ".join(
+                f"{label!r} ({counted(count, 'row')})" for label, count in found.items()
+            )
             self._warn(
                 f"{self.loader.where}.train",
                 f"labels that differ in case or space only: {said}",
@@ -385,7 +401,7 @@ class TaskChecker:
         texts = list(by_text)
         pairs, self.check.near_complete = near_pairs(texts, NEAR)
         near = Kept[NearPair]()
-        near_train: set[tuple[str, int]] = set()
+        near_train: dict[tuple[str, int], str] = {}
         for i, j, similarity in pairs:
             if not _alike(texts[i], texts[j]):
                 continue
@@ -395,8 +411,9 @@ class TaskChecker:
             for row, unlike in _unlike(some, others):
                 conflicts.add(self._conflict(row, unlike, similarity))
             for these, those in ((some, others), (others, some)):
-                if any(row.split == "train" for row in these):
-                    near_train |= {(row.split, row.number) for row in those}
+                trained = [row for row in these if row.split == "train"][:1]
+                for row in those if trained else ():
+                    near_train.setdefault((row.split, row.number), self.place(trained[0]))
         self.check.near, self.check.near_count = near.items, near.count
         self.check.conflicts, self.check.conflict_count = conflicts.items, conflicts.count
         self._find_leaks(near_train)
@@ -420,21 +437,24 @@ class TaskChecker:
         places = self.place(row), self.place(other)
         return Conflict(places, (row.answer, other.answer), round(similarity, 3))
 
-    def _find_leaks(self, near_train: set[tuple[str, int]]) -> None:
-        """Rows of a later split whose prompt stands in an earlier one."""
+    def _find_leaks(self, near_train: Mapping[tuple[str, int], str]) -> None:
+        """Rows of a later split whose prompt stands in an earlier one.
+
+        `near_train` has the place of a train row for each row that is nearly equal to it.
+        """
         present = [split for split in SPLITS if split in self.check.splits]
         for later in present[1:]:
             scored = [row for row in self.rows if row.split == later]
             for earlier in present[: present.index(later)]:
                 known = {row.key: row for row in reversed(self.rows) if row.split == earlier}
                 places = Kept[tuple[str, str]]()
-                near = 0
+                near = Kept[tuple[str, str]]()
                 for row in scored:
                     if row.key in known:
                         places.add((self.place(row), self.place(known[row.key])))
-                    elif earlier == "train":
-                        near += (later, row.number) in near_train
-                if places.count or near:
+                    elif earlier == "train" and (later, row.number) in near_train:
+                        near.add((self.place(row), near_train[later, row.number]))
+                if places.count or near.count:
                     self.add_leak(later, self.name, earlier, places, len(scored), near)
 
     def add_leak(
@@ -444,25 +464,45 @@ class TaskChecker:
         other_split: str,
         places: Kept[tuple[str, str]],
         of: int,
-        near: int = 0,
+        near: Kept[tuple[str, str]] | None = None,
     ) -> None:
+        """Report rows that are scored and stand in another split, or nearly so (`near`)."""
+        near = near or Kept()
         self.report.leaks.append(
-            Leak(self.name, split, other_task, other_split, places.count, of, near, places.items)
+            Leak(
+                self.name,
+                split,
+                other_task,
+                other_split,
+                places.count,
+                of,
+                near.count,
+                places.items,
+            )
         )
         other = "" if other_task == self.name else f" of task {other_task!r}"
         said = f"{places.count} of {of} rows stand in {other_split}{other} too"
-        said += f", {near} more nearly so" if near else ""
+        said += f", {near.count} more nearly so" if near.count else ""
         if not places.count:
-            said = f"{near} of {of} rows are nearly equal to rows of {other_split}"
+            said = f"{near.count} of {of} rows are nearly equal to rows of {other_split}"
         shown = [f"{one} = {two}" for one, two in places.items[:3]]
-        own = other_task == self.name and other_split == "train"
+        shown += [f"{one} ~ {two}" for one, two in near.items[:3]]
+        fixes = []
+        if places.count and other_task == self.name and other_split == "train":
+            fixes.append(f"set {self.loader.where}.cleaning.leakage to drop")
+        elif places.count:
+            fixes.append("take these rows out of one of them")
+        if near.count:
+            fix = "change or take out one row of each pair (~)"
+            if split not in self.loader.sources():  # it was held out
+                fix += (
+                    f", or let {self.loader.where}.split.by name a column that related rows share"
+                )
+            fixes.append(fix)
         self._warn(
             f"{self.loader.where}.{split}",
-            said + (":" + _lines(shown, places.count) if shown else ""),
-            f"set {self.loader.where}.cleaning.leakage to drop"
-            + (" (nearly equal rows stay: mend them)" if near else "")
-            if own
-            else "take these rows out of one of them",
+            f"{said}:" + _lines(shown, places.count + near.count),
+            "; ".join(fixes),
         )
 
     def _judge_comparisons(self) -> None:
@@ -483,7 +523,8 @@ class TaskChecker:
         if check.answers_vary:
             self._warn(
                 where,
-                f"{_rows(check.answers_vary)} with a prompt that another row answers differently",
+                f"{counted(check.answers_vary, 'row')} with a prompt that another row answers "
+                "differently",
                 "check that several answers are meant",
             )
         if not check.near_complete:
@@ -499,7 +540,9 @@ class TaskChecker:
                 counts = without_labels(counts)
             found = group_check(self.name, column, counts)
             self.report.groups.append(found)
-            small = [f"{g.value!r} ({_rows(g.total.rows)})" for g in found.groups if g.too_few]
+            small = [
+                f"{g.value!r} ({counted(g.total.rows, 'row')})" for g in found.groups if g.too_few
+            ]
             if small and found.values <= MOST_GROUPS:
                 self._warn(
                     self.loader.where,
@@ -572,10 +615,6 @@ def _digest(*texts: str) -> bytes:
         data = text.encode("utf-8", "surrogatepass")
         found.update(len(data).to_bytes(8, "little") + data)
     return found.digest()
-
-
-def _rows(count: int) -> str:
-    return f"{count} row" if count == 1 else f"{count} rows"
 
 
 def _lines(shown: Sequence[str], count: int) -> str:

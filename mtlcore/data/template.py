@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mtlcore.data.example import RowError
@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from jinja2 import nodes
     from transformers import PreTrainedTokenizerBase
 
+    from mtlcore.data.sandbox import NoValueError, Sandbox
+
+TEXT_METHODS = ("capitalize", "lower", "title", "upper")
+"""Methods of texts that are filters of Jinja2 too."""
 LONGEST = 100_000_000
 """Characters of one text."""
+FAILURES = (
+    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError,
+)  # fmt: skip
+"""What filters raise that get the wrong value; `truncate` asserts."""
 
 
 class RowTemplate:
@@ -39,9 +47,10 @@ class RowTemplate:
         from mtlcore.data.sandbox import OtherTemplateError, Sandbox
 
         self.option = option
-        environment = Sandbox(undefined=StrictUndefined, finalize=_printed)
+        self._sandbox = Sandbox(undefined=StrictUndefined, finalize=_finalize())
         try:
-            self._template = environment.from_string(_printing_blocks(environment.parse(source)))
+            self._tree = _printing_blocks(self._sandbox.parse(source))
+            self._template = self._sandbox.from_string(self._tree)
         except TemplateSyntaxError as error:
             raise ValueError(
                 f"{option} is not a Jinja2 template (line {error.lineno}: {error.message}); "
@@ -59,9 +68,23 @@ class RowTemplate:
         """
         from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
+        from mtlcore.data.sandbox import NoValueError, TooLargeError
+
         row = uncut_row(row)
+        self._sandbox.begin(row)
         try:
             written = _pieces(self._template.generate({"row": row, **row}))
+        except TooLargeError as error:
+            raise UserError(
+                f"the sandbox refuses this template: {error}",
+                where=f"format.{self.option}",
+                fix=error.fix,
+            ) from None
+        except NoValueError as error:
+            said, fix = _no_value(error, self._tree, row)
+            raise UserError(
+                f"the template prints {said}, not a value", where=f"format.{self.option}", fix=fix
+            ) from None
         except SecurityError as error:
             raise UserError(
                 f"the sandbox refuses this template: {error}",
@@ -82,7 +105,7 @@ class RowTemplate:
                 where=f"format.{self.option}",
                 fix="a template for a row needs no recursion",
             ) from None
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except (TemplateError, *FAILURES) as error:
             raise RowError(f"{self.option} fails: {type(error).__name__}: {error}") from None
         checked_text("".join(written), self.option)
         # jinja yields the template's own words as plain texts
@@ -99,9 +122,11 @@ class _NotFinitePrintedError(Exception):
 
 def _pieces(written: Iterable[str]) -> list[str]:
     """All pieces of a text, as long as it is none that was made to fill the memory."""
+    from mtlcore.data.sandbox_sizes import ITEM
+
     found, left = [], LONGEST
-    for piece in written:
-        left -= len(piece)
+    for piece in filter(None, written):
+        left -= max(len(piece), ITEM)
         if left < 0:
             raise ValueError(f"a text of more than {LONGEST} characters")
         found.append(piece)
@@ -127,16 +152,29 @@ class _PrintedMarkup(_Printed):
         return self
 
 
-def _printed(value: Any) -> _Printed:
+def _finalize() -> Callable[[Sandbox, Any], _Printed]:
+    """What jinja calls with each value that is printed."""
+    from jinja2 import pass_environment
+
+    return pass_environment(_printed)
+
+
+def _printed(sandbox: Sandbox, value: Any) -> _Printed:
     if value is None:
         raise _NullPrintedError
     if isinstance(value, float) and not math.isfinite(value):
         raise _NotFinitePrintedError(value)
+    if not isinstance(value, str):
+        from mtlcore.data.sandbox import require_value
+
+        for part in (value, *value) if isinstance(value, list | tuple) else (value,):
+            require_value(part)
+        sandbox.require_writable(value)
     return _PrintedMarkup(value) if hasattr(value, "__html__") else _Printed(value)
 
 
 def _printing_blocks(template: nodes.Template) -> nodes.Template:
-    """Let `filter`, `call` and recursive `for` blocks print by an expression, as all prints."""
+    """Let `filter`, `call` and recursive `for` blocks print by an expression, as all else does."""
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
 
@@ -154,6 +192,29 @@ def _printing_blocks(template: nodes.Template) -> nodes.Template:
     name = "_printed_block"
     Blocks().visit(template)
     return template
+
+
+def _no_value(error: NoValueError, tree: nodes.Template, row: Mapping[str, Any]) -> tuple[str, str]:
+    """What a template prints that is no value, by the name that it has there, and the fix."""
+    from jinja2 import nodes
+
+    if error.is_series:
+        return str(error), "add `| list` or `| join(', ')`"
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}
+    for found in tree.find_all(nodes.Getattr):
+        if found.attr != error.name or id(found) in called:
+            continue
+        owner = found.node.name if isinstance(found.node, nodes.Name) else ""
+        if owner == "row" and found.attr in row:
+            return f"{error} (`row.{found.attr}`)", f"write {{{{ row[{found.attr!r}] }}}}"
+        name = f"{owner}.{found.attr}" if owner else found.attr
+        fix = f"write {{{{ {name}() }}}}" if owner else f"write {name}()"
+        if isinstance(row.get(owner), str) and found.attr in TEXT_METHODS:
+            fix += f" or {{{{ {owner} | {found.attr} }}}}"
+        return f"{error} (`{name}`)", fix
+    if error.is_macro:
+        return f"{error} (`{error.name}`)", f"write {{{{ {error.name}() }}}}"
+    return str(error), "print a column or a text"
 
 
 def _columns(row: Mapping[str, Any], error: Exception) -> str:

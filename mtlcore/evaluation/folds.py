@@ -26,14 +26,14 @@ from mtlcore.checkpoint_store import checkpoints
 from mtlcore.data.sources import load_rows
 from mtlcore.data.tasks import Task, load_tasks
 from mtlcore.distributed import barrier, is_main, join_processes
-from mtlcore.errors import MtlcoreError, UserError, did_you_mean
+from mtlcore.errors import MtlcoreError, UserError, counted, did_you_mean
 from mtlcore.evaluation.kept import KeptRun
 from mtlcore.evaluation.scores import Scores, TaskScore
 from mtlcore.files import replace_text
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe
-from mtlcore.run import load_tokenizer, write_json
+from mtlcore.run import RECIPE, load_tokenizer, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -116,8 +116,9 @@ def cross_validate(
 def _run_fold(loaded: LoadedRecipe) -> Scores:
     """Train and score one fold, from where it was left; or what it was scored, if it was."""
     folder = loaded.output_dir
-    if folder.exists():
-        api.require_same_recipe(loaded.recipe, folder, MAY_CHANGE)
+    if (folder / RECIPE).is_file():
+        before = api.recorded_recipe(folder)
+        api.require_same_recipe(loaded.recipe, before, folder / RECIPE, MAY_CHANGE)
         if checkpoints(folder) and (found := _kept_scores(folder)) is not None:
             return found
     trainer = api.prepare(loaded, resume=folder.exists())
@@ -229,7 +230,7 @@ def _require_enough(plan: TaskFolds, folds: int) -> None:
     count = len(plan.rows)
     if count < folds:
         raise UserError(
-            f"task {plan.task!r} has {count} rows, too few for {folds} folds",
+            f"task {plan.task!r} has {counted(count, 'row')}, too few for {folds} folds",
             where="--folds",
             fix=f"use at most {count} folds" if count > 1 else "add rows",
         )

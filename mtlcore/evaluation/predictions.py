@@ -13,6 +13,7 @@ import torch
 from mtlcore.data.batches import collate
 from mtlcore.data.example import IGNORED, head_row
 from mtlcore.errors import UserError
+from mtlcore.files import naming
 from mtlcore.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -264,6 +265,6 @@ def _generate(
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """One JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         for prediction in predictions:
             file.write(json.dumps(asdict(prediction), ensure_ascii=False, default=str) + "\n")

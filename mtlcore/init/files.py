@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlcore.data.sources import SAVED_MARKS, file_ending
-from mtlcore.errors import UserError
+from mtlcore.errors import Problem, UserError
 from mtlcore.recipe import SourceRecipe
 
 SPLIT_WORDS = {
@@ -49,27 +49,36 @@ class _Found:
     """The split inside a saved folder; None for a file."""
 
 
-def tasks_of_files(paths: Sequence[Path]) -> list[TaskFiles]:
+def tasks_of_files(paths: Sequence[Path], problems: list[Problem]) -> list[TaskFiles]:
     """Group files, and the files in folders, into tasks.
 
     `reviews_train.jsonl`, `reviews.test.csv`, `reviews/dev.jsonl` and `test/reviews.jsonl` are
-    splits of the task `reviews`; a name without a split is that of train rows. UserError for a
-    file that is not there or has no known ending, for two of one split, and without train rows.
+    splits of the task `reviews`; a name without a split is that of train rows. Told in `problems`
+    and left out: a file that is not there or has no known ending, a task with two files of one
+    split or without train rows.
     """
     groups: dict[tuple[Path, str], list[_Found]] = {}
-    for found in _all_found(paths):
+    for found in _all_found(paths, problems):
         groups.setdefault((found.folder, found.name), []).append(found)
     tasks: dict[str, TaskFiles] = {}
     for (folder, name), members in groups.items():
         safe = _free_name(name, folder, tasks)
-        tasks[safe] = TaskFiles(safe, _sources(safe, members))
+        try:
+            tasks[safe] = TaskFiles(safe, _sources(safe, members))
+        except UserError as error:
+            problems += error.problems
     return list(tasks.values())
 
 
-def _all_found(paths: Sequence[Path]) -> Iterator[_Found]:
+def _all_found(paths: Sequence[Path], problems: list[Problem]) -> Iterator[_Found]:
     seen: set[tuple[Path, str | None]] = set()
     for path in paths:
-        for found in _found_at(path):
+        try:
+            here = list(_found_at(path))
+        except UserError as error:
+            problems += error.problems
+            continue
+        for found in here:
             key = (found.path.resolve(), found.part)
             if key not in seen:
                 seen.add(key)
@@ -87,7 +96,7 @@ def _found_at(path: Path) -> Iterator[_Found]:
             )
         yield _by_name(path)
     elif not path.is_dir():
-        raise UserError(f"{path} does not exist", fix="name files of rows, or folders with some")
+        raise UserError(f"no such file: {path}", fix="name files of rows, or folders with some")
     elif any((path / mark).is_file() for mark in SAVED_MARKS):
         yield from _saved(path)
     else:

@@ -12,7 +12,7 @@ from mtlcore.data.fields import kind_of
 from mtlcore.data.lengths import needed_length
 from mtlcore.data.loader import Part, TaskLoader
 from mtlcore.data.sources import load_rows
-from mtlcore.errors import MtlcoreError, UserError
+from mtlcore.errors import MtlcoreError, Problem, RecipeError, UserError
 from mtlcore.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Trial:
 class TaskGuess:
     """How a task is read: the best guess, and the others that would do too.
 
-    Without one, `best` is None and `problem` says why. `split` are the shares that are held out of
-    its train rows.
+    Without one, `best` is None, `problem` says why and `fix` what helps. `split` are the shares
+    that are held out of its train rows.
     """
 
     files: TaskFiles
@@ -72,6 +72,7 @@ class TaskGuess:
     split: dict[str, float] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     problem: str = ""
+    fix: str = ""
 
 
 class Guesser:
@@ -83,10 +84,15 @@ class Guesser:
 
     def task(self, files: TaskFiles) -> TaskGuess:
         """Read the files of a task and guess; UserError if one of them cannot be read."""
-        read = {
-            split: load_rows(source, files.name, f"tasks.{files.name}.{split}")
-            for split, source in files.sources.items()
-        }
+        read: dict[str, Rows] = {}
+        problems: list[Problem] = []
+        for split, source in files.sources.items():
+            try:
+                read[split] = load_rows(source, files.name, f"tasks.{files.name}.{split}")
+            except UserError as error:
+                problems += error.problems
+        if problems:
+            raise RecipeError(problems)
         found = TaskGuess(
             files=files,
             rows={split: len(rows) for split, rows in read.items()},
@@ -94,7 +100,11 @@ class Guesser:
             bad=[place for rows in read.values() for place in rows.bad],
         )
         if empty := [split for split, rows in read.items() if not len(rows)]:
-            found.problem = f"{read[empty[0]].path} has no row"
+            rows = read[empty[0]]
+            found.problem, found.fix = f"{rows.path} has no row", "name a file that has rows"
+            if rows.bad:
+                found.problem += f" that can be read, the first: {rows.bad[0]}"
+                found.fix = "mend these rows"
             return found
         trials = [self._try(trial, files, read) for trial in self._guesses(read)]
         trials.sort(key=lambda trial: -trial.score)
@@ -108,6 +118,10 @@ class Guesser:
             kinds = [f"{name!r} ({kind_of(first.get(name))})" for name in found.columns]
             found.problem = f"no format reads its columns {', '.join(kinds)}"
             found.problem += f" ({'; '.join(why)})" if why else ""
+            found.fix = (
+                "rename its columns (docs/data.md lists those of each format), or write the recipe "
+                "by hand"
+            )
         return found
 
     def _guesses(self, read: Mapping[str, Rows]) -> Iterator[Trial]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlcore.errors import Problem, RecipeError, UserError, require_free
+from mtlcore.files import replace_text
 from mtlcore.init.files import tasks_of_files
 from mtlcore.init.guess import Guesser, TaskGuess
 from mtlcore.init.text import Plan, recipe_text
@@ -39,7 +40,8 @@ def init(
 
     path = Path(out)
     require_free(path, force)
-    tasks = tasks_of_files([Path(file) for file in files])
+    problems: list[Problem] = []
+    tasks = tasks_of_files([Path(file) for file in files], problems)
     own = model is not None and Path(model).is_dir()
     if model is not None and not own and model.startswith(LOCAL_STARTS):
         raise UserError(
@@ -47,14 +49,24 @@ def init(
         )
     tokenizer = _tokenizer(model if own else None)
     guesser = Guesser(PluginManager.load(), tokenizer)
-    guesses = [guesser.task(task) for task in tasks]
+    guesses = []
+    for task in tasks:
+        try:
+            guesses.append(guesser.task(task))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
     if not any(guess.best for guess in guesses):
         raise RecipeError(_problem(guess) for guess in guesses)
     plan = Plan(path, model or MODEL, model is not None, guesses, own)
     text = recipe_text(plan)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w" if force else "x", encoding="utf-8") as file:
-        file.write(text)
+    if force and path.is_file():
+        replace_text(path.resolve(), text)  # through a link, as far as it is one
+    else:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
     return guesses
 
 
@@ -75,8 +87,4 @@ def _tokenizer(folder: str | None) -> PreTrainedTokenizerBase:
 
 def _problem(guess: TaskGuess) -> Problem:
     source = guess.files.sources["train"]
-    return Problem(
-        source.path,
-        guess.problem,
-        "rename its columns (docs/data.md lists those of each format), or write the recipe by hand",
-    )
+    return Problem(source.path, guess.problem, guess.fix)

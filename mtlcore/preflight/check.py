@@ -14,6 +14,7 @@ from mtlcore.preflight.records import readable
 from mtlcore.recipe_components import Named, named_components
 from mtlcore.recipe_file import ReadRest, in_file_order, key_path, read_rest
 from mtlcore.recipe_rest import LENIENT
+from mtlcore.run_folder import require_no_run, require_writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +59,7 @@ class _Preflight:
         """The whole report."""
         if not self.read.rest.is_spoiled(("tasks",)):
             require_tasks(tasks or (), self.recipe.tasks, "--task")
+        self._look_at_folder()
         plugins = self._plugins()
         self.progress("reading the tokenizer")
         tokenizer = self._tokenizer()
@@ -68,12 +70,24 @@ class _Preflight:
             self._plan(looked, model)
         return self._finished()
 
+    def _look_at_folder(self) -> None:
+        """Whether the run's folder can be made, and is free."""
+        if self.read.rest.is_spoiled(("training", "output_dir")):
+            return
+        folder = self.read.loaded.output_dir
+        self.report.collect(require_writable, folder)
+        try:
+            require_no_run(folder, ": `mtlcore train` will refuse it")
+        except UserError as error:
+            self.report.warnings += error.problems
+
     def _plugins(self) -> PluginManager:
         """What can be loaded of the plugins."""
         report, chosen = self.report, self.recipe.plugins
         manager = PluginManager()
+        told = len(report.errors)
         report.collect(manager.discover, local=chosen.load, disable=chosen.disable)
-        if report.errors:  # third-party code is forbidden here
+        if len(report.errors) > told:  # third-party code is forbidden here
             manager.discover(disable=chosen.disable)
         report.errors += [fault.problem for fault in manager.faults()]
         for broken in manager.broken:
@@ -86,7 +100,9 @@ class _Preflight:
             manager.check_pending()
         except MtlcoreError as error:
             report.errors.append(Problem("plugins", str(error)))
-        if report.errors or any(path[0] == "plugins" for path in self.read.rest.spoiled):
+        if len(report.errors) > told or any(
+            path[0] == "plugins" for path in self.read.rest.spoiled
+        ):
             known = list(manager.components())
             self.unknown = {
                 key
@@ -187,8 +203,11 @@ class _Preflight:
         from mtlcore.preflight.estimate import make_plan
 
         if not self.read.is_whole or looked.components.problems or self._misses(looked):
+            wrong = not self.read.is_whole or self.report.errors
             self.report.notes.append(
-                "steps, memory and disk are estimated when all tasks are looked at without an error"
+                "steps, memory and disk are not estimated, because of the errors"
+                if wrong
+                else "steps, memory and disk are estimated when all tasks are looked at"
             )
             return
         folder = self.read.loaded.output_dir
@@ -198,7 +217,8 @@ class _Preflight:
             self._not_looked_at("steps, memory and disk", error)
             return
         self.report.plan = plan
-        if plan.disk.free < plan.disk.needed:
+        can_be_made = all(p.where != "training.output_dir" for p in self.report.errors)
+        if can_be_made and plan.disk.free < plan.disk.needed:
             self.report.warnings.append(
                 Problem(
                     "training.output_dir",

@@ -116,7 +116,8 @@ def preview_rows(
             fix="choose another split, or name a file or a share for it in the recipe",
         )
     notes = [*read.notes, *(note for reader in readers for note in reader.notes)]
-    shown = [reader.row(number) for reader in found for number in reader.numbers[:rows]]
+    with read.locating_errors():
+        shown = [reader.row(number) for reader in found for number in reader.numbers[:rows]]
     return Preview(tuple(shown), tuple(notes))
 
 

@@ -21,7 +21,7 @@ from mtlcore.data.guessing import (
 from mtlcore.data.special import cut_special, uncut
 from mtlcore.data.template import RowTemplate
 from mtlcore.data.tokens import encode_plain, encode_prompt, eos_id, join_space
-from mtlcore.errors import UserError, did_you_mean
+from mtlcore.errors import UserError, counted, did_you_mean
 
 OptionIds = tuple[tuple[int, ...], ...]
 
@@ -88,8 +88,8 @@ class Classification(Format):
             del mapped["text"]
         return FormatGuess(
             score - 0.05 * (len(texts) > 1),
-            f"{quoted(label)} has {len(words)} values for {len(rows)} rows; the text is "
-            f"{quoted(*read)}",
+            f"{quoted(label)} has {counted(len(words), 'value')} for {counted(len(rows), 'row')}; "
+            f"the text is {quoted(*read)}",
             options,
             {name: column for name, column in mapped.items() if name != column},
             ("accuracy", "macro_f1"),

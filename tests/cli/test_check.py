@@ -202,7 +202,7 @@ def test_unknown_components_and_options_are_told_beside_bad_rows_of_a_task(
     code, out, _ = cli("check", recipe)
     assert code == 2
     assert f"error: {recipe}:5, tasks.people.train: 1 of 4 rows are bad" in out
-    assert f"error: {recipe}:17, weighting: weighting.scop is not an option of 'pcgrad'" in out
+    assert f"error: {recipe}:17, weighting.scop: weighting.scop is not an option of 'pcgrad'" in out
     assert f"error: {recipe}:19, replay: replay 'reservoi' is not known" in out
     assert "fewer than 10" not in out, "what hangs on the rows that could not be read"
     told = [REFUSALS[place] for place in (1, 2, 3, 5, 6, 7, 9)]

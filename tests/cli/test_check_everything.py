@@ -71,7 +71,7 @@ TOLD = [
     (23, "lora.target_modules: the model has no linear layer 'q_prj'"),
     (23, "lora.target_modules: the model has no linear layer 'gat_proj'"),
     (27, "stages[1].tasks[2]: no task 'jsn'"),
-    (28, "sampling: sampling.temprature is not an option of 'temperature'"),
+    (28, "sampling.temprature: sampling.temprature is not an option of 'temperature'"),
     (30, "monitoring[0]: monitoring 'conflict' is not known"),
     (32, "training.learning_rate: should be a number, found 'fast'"),
     (33, "training.eval_steps: should be greater than 0, found 0"),
@@ -258,6 +258,21 @@ def test_rows_that_are_all_bad_are_told_once(check: Callable[..., list[str]], fo
     one, two = check("format: classification", given)
     assert one.startswith("3, tasks.one.train: 1 of 1 rows are bad")
     assert two.startswith("4, tasks.two.format: "), "which has no row to take its labels from"
+
+
+def test_tables_that_say_nothing_of_the_errors_are_left_out(cli: CommandLine, folder: Path) -> None:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(GOOD.format(folder=folder))
+    titles = re.compile(r"^(rows|labels of one|adapters|steps|memory .*) *$", re.MULTILINE)
+    _, good, _ = cli("check", recipe)
+    assert len(titles.findall(good)) == 5
+    code, out, _ = cli("check", recipe, "monitoring=[conflict]")
+    assert code == 2
+    assert not titles.findall(out)
+    assert "note: tables are left out because of the errors; --json has all" in out
+    assert "note: steps, memory and disk are not estimated, because of the errors" in out
+    write_jsonl(folder / "rows.jsonl", [*ROWS, {"text": "", "label": "good"}])
+    assert titles.findall(cli("check", recipe)[1]) == ["rows"], "which counts the bad ones"
 
 
 def test_train_names_the_command_that_tells_everything(cli: CommandLine, folder: Path) -> None:

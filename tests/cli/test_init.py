@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -259,7 +261,7 @@ def test_a_format_of_a_plugin_is_guessed_by_its_columns(here: Path) -> None:
     assert Needy.guess([{"here": "a", "there": "b"}]) is None
     assert Pairs.guess([{"here": "a"}]) is None
     write_jsonl(here / "r.jsonl", [{"here": "a", "there": "b"}] * 6)
-    [files] = tasks_of_files([here / "r.jsonl"])
+    [files] = tasks_of_files([here / "r.jsonl"], [])
     found = Guesser(plugin_manager(Pairs, Needy), _tokenizer(None)).task(files)
     assert found.best is not None
     assert (found.best.format, len(found.best.lengths)) == ("pairs", 6)
@@ -315,7 +317,7 @@ def test_names_of_files_give_tasks_and_splits(
         (here / name).parent.mkdir(exist_ok=True)
         write_jsonl(here / name, [{"text": name}])
     for paths in ([Path(name) for name in names], [here]):
-        found = tasks_of_files(paths)
+        found = tasks_of_files(paths, [])
         assert {task.name: " ".join(task.sources) for task in found} == tasks
 
 
@@ -438,6 +440,21 @@ def test_a_file_is_never_overwritten_without_force(
     assert [*written().tasks] == ["r"]
 
 
+def test_a_full_disk_leaves_the_recipe_of_before(
+    cli: CommandLine, here: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_jsonl(here / "r.jsonl", KINDS["text alone"][0])
+    (here / "recipe.yaml").write_text("mine")
+    before = contents(here)
+    monkeypatch.setattr(os, "fsync", no_space)
+    code, _, err = cli("init", "r.jsonl", "--model", model, "--force")
+    assert (code, "No space left on device" in err) == (2, True)
+    assert contents(here) == before
+
+
 def test_what_no_format_reads_is_an_error_that_says_why(cli: CommandLine, here: Path) -> None:
     write_jsonl(here / "r.jsonl", [{"x": 1.5, "y": {"a": i}} for i in range(4)])
     write_jsonl(here / "empty.jsonl", [])
@@ -480,7 +497,7 @@ def test_bad_rows_are_told_with_their_place(cli: CommandLine, here: Path, model:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["nothing.jsonl"], "nothing.jsonl does not exist"),
+        (["nothing.jsonl"], "no such file: nothing.jsonl"),
         (["r.txt"], "cannot tell what kind of file r.txt is"),
         (["r_test.jsonl"], "task 'r' has no train rows: r_test.jsonl"),
         (["r.jsonl", "r_train.jsonl"], "several files are the train rows of task 'r'"),
@@ -499,6 +516,31 @@ def test_files_that_cannot_be_used_are_named(
     assert code == 2
     assert message in err
     assert not (here / "recipe.yaml").exists()
+
+
+def test_all_files_that_cannot_be_used_are_named_at_once(cli: CommandLine, here: Path) -> None:
+    (here / "semi.csv").write_text("text;label\na;b\n")
+    (here / "tabs_test.csv").write_text("text\tlabel\na\tb\n")
+    (here / "tabs.csv").write_text("text\tlabel\na\tb\n")
+    write_jsonl(here / "good.jsonl", KINDS["text alone"][0])
+    code, _, err = cli("init", "semi.csv", "gone.jsonl", "tabs.csv", "tabs_test.csv", "good.jsonl")
+    assert code == 2
+    assert "semi.csv:1: this csv is separated by ';'" in err
+    assert "no such file: gone.jsonl" in err
+    assert "tabs.csv:1: this csv is separated by tabs" in err
+    assert "tabs_test.csv:1: this csv is separated by tabs" in err
+    assert "good" not in err
+    assert not (here / "recipe.yaml").exists()
+
+
+def test_a_file_without_a_good_row_is_told_with_its_first_bad_one(
+    cli: CommandLine, here: Path
+) -> None:
+    (here / "latin.jsonl").write_text('{"text": "caf\xe9"}\n' * 3, encoding="latin-1")
+    code, _, err = cli("init", "latin.jsonl")
+    assert code == 2
+    assert "latin.jsonl has no row that can be read, the first: latin.jsonl:1: not UTF-8" in err
+    assert "fix: mend these rows" in err
 
 
 def test_without_a_model_one_is_guessed_and_said_so(cli: CommandLine, here: Path) -> None:

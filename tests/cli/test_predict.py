@@ -151,7 +151,7 @@ def test_rows_that_are_too_long_are_cut_or_refused_as_in_the_recipe(headed: Path
     run = mtlcore.load(headed)
     assert run.recipe.tasks["words"].overlong == "truncate"
     assert run.predict_rows("words", long)[0].output in ("negative", "positive")
-    assert any("the prompts of 1 rows were cut" in note for note in run.notes)
+    assert any("the prompts of 1 row were cut" in note for note in run.notes)
     with pytest.raises(UserError, match=r"rows, row 0: \d+ tokens, training.max_length is 96"):
         run.predict_rows("definitions", [{"word": "very " * 200}])
 

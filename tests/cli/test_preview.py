@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,17 @@ def test_a_padded_step_tells_its_padding(cli: CommandLine, recipe: Path) -> None
 def test_rows_that_were_cut_are_shown_so_in_a_step(cli: CommandLine, recipe: Path) -> None:
     found = shown(cli, recipe, "--step", 1, "training.max_length=24")
     assert any(row["cut"] for row in found["rows"])
+
+
+def test_a_template_that_no_row_can_use_is_told_with_its_line(
+    cli: CommandLine, tmp_path: Path, tiny_model: Path
+) -> None:
+    form = "{name: prompt_completion, template: \"{{ ''.__class__ }}\"}"
+    task = f"{{train: rows.jsonl, format: {form}}}"
+    recipe = of_rows(tmp_path, tiny_model, task, [{"prompt": "a", "completion": "b"}] * 9)
+    code, _, err = cli("preview", recipe)
+    assert code == 2
+    assert re.search(r"recipe\.yaml:\d+, tasks\.only\.format\.template: the sandbox refuses", err)
 
 
 def test_a_step_after_the_last_is_an_error(cli: CommandLine, recipe: Path) -> None:

@@ -170,7 +170,7 @@ def test_all_problems_of_all_tasks_are_in_one_report(tmp_path: Path) -> None:
         "did you mean 'txt'",
         "tasks.one.eval: task 'one': " + str(tmp_path / "empty.jsonl") + " has no usable row",
         "tasks.two.train: " + str(tmp_path / "wide.csv") + ":1: the file is UTF-16",
-        "tasks.two.test: " + str(tmp_path / "gone.jsonl") + " does not exist",
+        "tasks.two.test: no such file: " + str(tmp_path / "gone.jsonl"),
         "tasks.three.format: format 'classification': labels: at least 2 labels",
         "tasks.four.eval: task 'four'",
     ):
@@ -207,6 +207,27 @@ def test_a_format_that_no_row_can_use_is_said_once(tmp_path: Path) -> None:
     report = check({"a": {"train": str(path), "format": spec, "split": {"eval": 0.0}}})
     assert len(report.errors) == 1
     assert "the sandbox refuses" in said(report.errors)
+
+
+@pytest.mark.parametrize(
+    ("labels", "also"),
+    [
+        ({"labels": ["1", "2"]}, "1 row cannot be divided into train, eval"),
+        ({}, "at least 2 labels are needed"),
+    ],
+    ids=["a file that cannot be divided", "a format that cannot be prepared"],
+)
+def test_bad_rows_are_told_beside_what_hides_them(
+    tmp_path: Path, labels: dict[str, Any], also: str
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\na,1\nb\nc,3,4\n")
+    task = {"train": str(path), "format": {"name": "classification", **labels}}
+    report = check({"a": task})
+    found = said(report.errors)
+    assert f"2 of 3 rows are bad:\n  {path}:3: 1 cell where the header has 2\n  {path}:4" in found
+    assert also in found
+    assert report.tasks["a"].splits["train"].bad == 2
 
 
 # -- repeated, leaked, contradictory --------------------------------------------------------------
@@ -246,8 +267,26 @@ def test_nearly_equal_scored_rows_are_said_too(tmp_path: Path) -> None:
     task = reviews(tmp_path, labelled([REVIEW.format("dry")]), eval=str(dev))
     report = check({"a": task})
     assert [(leak.rows, leak.near_rows) for leak in report.leaks] == [(0, 1)]
-    assert "1 of 2 rows are nearly equal to rows of train" in said(report.warnings)
+    train = tmp_path / "reviews.jsonl"
+    assert f"1 of 2 rows are nearly equal to rows of train:\n  {dev}:1 ~ {train}:4" in said(
+        report.warnings
+    )
+    (warning,) = [w for w in report.warnings if "nearly equal to rows of train" in w.message]
+    assert warning.fix == "change or take out one row of each pair (~)"
     assert report.tasks["a"].near_count == 1
+
+
+def test_only_what_helps_against_a_leak_is_offered(tmp_path: Path) -> None:
+    rows = labelled([REVIEW.format(word) for word in ("dry", "hot", "odd", "new", "old", "big")])
+    held_out = check({"a": reviews(tmp_path, rows, split={"eval": 0.2, "seed": 1})})
+    fixes = [w.fix for w in held_out.warnings if "nearly equal to rows of train" in w.message]
+    assert fixes
+    assert all("tasks.a.split.by" in fix and "leakage" not in fix for fix in fixes)
+    both = [*labelled([REVIEW.format("dry"), REVIEW.format("hot")]), *labelled(["x"], "bad")]
+    dev = write_jsonl(tmp_path / "dev.jsonl", both)
+    task = reviews(tmp_path, labelled([REVIEW.format("dry")]), eval=str(dev))
+    (warning,) = [w for w in check({"a": task}).warnings if "too, 1 more nearly so" in w.message]
+    assert warning.fix.startswith("set tasks.a.cleaning.leakage to drop; change or take out")
 
 
 def test_rows_of_eval_that_stand_in_test_are_said(tmp_path: Path) -> None:

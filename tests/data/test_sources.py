@@ -146,7 +146,7 @@ def test_csv_rows_of_the_wrong_width_are_named(tmp_path: Path) -> None:
     rows = read(path)
     assert [row["text"] for row in rows] == ["a", "d"]
     assert rows.bad == [
-        f"{path}:3: 1 cells where the header has 2",
+        f"{path}:3: 1 cell where the header has 2",
         f"{path}:4: 3 cells where the header has 2",
     ]
 
@@ -162,10 +162,16 @@ def test_csv_rows_of_the_wrong_width_are_named(tmp_path: Path) -> None:
         ("a.json", b'[{"a":\n "caf\xe9"}]', r"a\.json:2: not UTF-8"),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), r"a\.jsonl:1: the file is UTF-16"),
         ("a.jsonl.gz", gzip.compress(LINES * 100, mtime=0)[:-20], "cut short or damaged"),
-        ("a.jsonl.gz", LINES, "cut short or damaged"),
+        ("a.jsonl.gz", LINES, r"(?s)a\.jsonl\.gz is not gzip.*fix: give it a name without \.gz"),
+        (
+            "a.csv",
+            b"text;n\na;1\n",
+            r"(?s)a\.csv:1: this csv is separated by ';'.*fix: save it with",
+        ),
+        ("a.csv", b"text\tn\na\t1\n", r"(?s)separated by tabs.*fix: give it the ending \.tsv"),
         ("a.csv", b"text,n\na,1\nb,caf\xe9\n", r"a\.csv:3: not UTF-8 \(byte 0xe9\)"),
         ("a.csv", b'text,n\na,1\n"b,2\nc,3\n', r"a\.csv:3: broken row"),
-        ("a.csv", b"text,text\na,1\n", r"a\.csv:1: the header names \['text'\] more than once"),
+        ("a.csv", b"text,text\na,1\n", r"a\.csv:1: the header names 'text' more than once"),
         ("a.csv", b"", "the file is empty"),
         ("a.parquet", b"PAR1 and no more", "not a whole parquet file"),
         ("a.parquet", parquet(pyarrow.array([b"\xff"]).view(pyarrow.string())), "can't decode"),
@@ -195,9 +201,15 @@ def test_a_line_of_ten_megabytes_is_read(tmp_path: Path) -> None:
     assert read(written(tmp_path, "a.csv", f"text\n{long}\n".encode()))[0] == {"text": long}
 
 
+def test_a_file_that_is_alike_in_its_ending_alone_is_not_meant(tmp_path: Path) -> None:
+    written(tmp_path, "list.jsonl", LINES)
+    with pytest.raises(UserError, match=r"no such file: .*missing\.jsonl\n  fix: folder searched"):
+        read(tmp_path / "missing.jsonl")
+
+
 def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
     written(tmp_path, "sentiment.jsonl", LINES)
-    with pytest.raises(UserError, match=r"(?s)does not exist.*did you mean .*/sentiment\.jsonl"):
+    with pytest.raises(UserError, match=r"(?s)no such file: .*did you mean .*/sentiment\.jsonl"):
         read(tmp_path / "sentimnt.jsonl")
     with pytest.raises(UserError, match="folder searched"):
         read(tmp_path / "zzz.csv")
@@ -254,5 +266,5 @@ def test_a_misspelt_ending_beside_the_file_is_not_asked_of_the_hub(
 ) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"rows\.jsnl does not exist(.|\n)*did you mean rows\."):
+    with pytest.raises(UserError, match=r"no such file: rows\.jsnl(.|\n)*did you mean rows\."):
         load_rows(SourceRecipe(path="rows.jsnl"), "a", "tasks.a.train")

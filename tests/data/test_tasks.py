@@ -170,7 +170,7 @@ def test_few_rows_still_give_an_eval_row_and_a_train_row(tmp_path: Path, count: 
 
 def test_a_split_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{**row, "g": 1} for row in pairs(20)])
-    with pytest.raises(UserError, match=r"tasks\.a\.split: 1 value\(s\) of 'g' cannot be divided"):
+    with pytest.raises(UserError, match=r"tasks\.a\.split: 1 value of 'g' cannot be divided"):
         load_one(path, {"split": {"by": "g"}})
     with pytest.raises(UserError, match=r"(?s)no column 'gg'.*did you mean 'g'|no column 'gg'"):
         load_one(path, {"split": {"by": "gg"}})

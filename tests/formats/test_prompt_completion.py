@@ -92,6 +92,41 @@ def test_the_sandbox_refuses_the_internals_of_python(template: str) -> None:
         example({"x": [], "completion": "y"}, template="a" + template)
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{{ x.upper }}",
+            r"a method \(`x\.upper`\).*fix: write {{ x\.upper\(\) }} or {{ x \| upper",
+        ),
+        ("{{ x.upper ~ '!' }}", r"a method \(`x\.upper`\)"),
+        ("{{ x.strip | upper }}", r"a method \(`x\.strip`\).*fix: write {{ x\.strip\(\) }}$"),
+        ("{{ '%s' % x.upper }}", r"a method \(`x\.upper`\)"),
+        ("{{ [x.upper] }}", r"a method \(`x\.upper`\)"),
+        ("{{ x.upper() }}{{ (x or 1).upper }}", r"a method \(`upper`\)"),
+        ("{{ row.items }}", r"a method \(`row\.items`\).*fix: write {{ row\['items'\] }}"),
+        ("{{ x | map('upper') }}", r"a generator, .*fix: add `\| list` or `\| join"),
+        ("{{ x | map('upper') | trim }}", "a generator"),
+        ("{{ range }}", "a function"),
+        ("{{ dict }}", "a class"),
+        ("{{ cycler('a') }}", "an object of Python"),
+        ("{% macro m() %}x{% endmacro %}{{ m }}", r"a macro \(`m`\).*fix: write {{ m\(\) }}"),
+    ],
+)
+def test_a_template_that_prints_what_is_no_value_is_refused(template: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"(?s)the template prints {message}"):
+        example({"x": "a", "items": "b", "completion": "y"}, template=template)
+
+
+def test_values_are_printed_as_ever() -> None:
+    template = (
+        "{{ x }}{{ n }}{{ row }}{{ x | map('upper') | join }}{{ nosuch | default('-') | upper }}"
+        "{% macro m(a) %}<{{ a }}>{% endmacro %}{{ m(3) | upper }}{{ 'a' ~ n }}{{ range(2) }}"
+    )
+    row = {"x": ["a"], "n": 2.5, "completion": "y"}
+    assert example(row, template=template).prompt == f"['a']2.5{row}A-<3>a2.5range(0, 2)"
+
+
 def test_a_broken_template_is_refused_before_any_row() -> None:
     with pytest.raises(ValueError, match="template is not a Jinja2 template"):
         PromptCompletion(template="{{ x ")
