@@ -259,7 +259,7 @@ void lora_backward(const TensorView& dy, const TensorView& x, const TensorView& 
         check_whole(dz, "dz", dtype, {tokens, lora.width});
         check_whole(offsets_A, "offsets_A", Dtype::kInt64, {tasks, lora.width});
         check_whole(offsets_B, "offsets_B", Dtype::kInt64, {tasks, lora.width});
-        check_whole(weights, "weights", dtype, {tasks});
+        check_whole(weights, "weights", dtype, {tasks, lora.width});
         check_rank(memory, "memory", 1);
         check_whole(memory, "memory", dtype, {memory.shape[0]});
         check_offsets(offsets_A, "offsets_A", lora.in, memory.shape[0]);

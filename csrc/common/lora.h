@@ -51,7 +51,7 @@ struct LoraGrads {
     Scalar* memory;
     const int64_t* offsets_A;  // [T, width]
     const int64_t* offsets_B;  // [T, width]
-    const Scalar* weights;     // [T] what each task's gradients are multiplied with
+    const Scalar* weights;     // [T, width] what the gradient of each slot is multiplied with
     bool square;               // add the squares of each segment's gradient instead
 };
 

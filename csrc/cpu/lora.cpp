@@ -364,7 +364,7 @@ MTLCORE_BODY void grad_body(const Lora<Scalar>& lora, const LoraGrads<Scalar>& g
         }
         for (int64_t k = 0; k < slots; ++k) {
             if (places[k] < 0) continue;
-            Scalar factor = grads.weights[task];
+            Scalar factor = grads.weights[task * width + k];
             if (!of_A) factor *= lora.scales[task * width + k];
             Scalar* out = grads.memory + places[k] + first;
             const Scalar* sums = columns.targets[k];

@@ -60,9 +60,9 @@ class Places:
 
     memory [M] contiguous, of the factors' dtype: row k of A's gradient for task t is added to
     ``memory[offsets_A[t, k] :][:in]``, B's likewise; below 0 it is not wanted. Tasks may have the
-    same place for a row (a gradient over all tasks). offsets [T, K] int64; weights [T] of the
-    factors' dtype: what each task's gradient is multiplied with. `square` adds the square of each
-    segment's gradient instead, for the Fisher information of single rows.
+    same place for a row (a gradient over all tasks). offsets [T, K] int64; weights [T, K] of the
+    factors' dtype: what the gradient of each slot is multiplied with. `square` adds the square of
+    each segment's gradient instead, for the Fisher information of single rows.
     """
 
     memory: Tensor
@@ -119,8 +119,8 @@ def lora_backward(
 
         dz[n, k] = scales[t, k] dy_n . B[rows[t, k]]
         dx_n    += mask_n * sum_k dz[n, k] A[rows[t, k]]
-        dA[t, k] = w_t sum_{n of t} dz[n, k] drop(x)_n
-        dB[t, k] = w_t scales[t, k] sum_{n of t} z[n, k] dy_n
+        dA[t, k] = weights[t, k] sum_{n of t} dz[n, k] drop(x)_n
+        dB[t, k] = weights[t, k] scales[t, k] sum_{n of t} z[n, k] dy_n
 
     Args:
         dy: [N, out] the gradient of y; x, z, A, B, slots, dropout as they were in the forward.
@@ -227,8 +227,8 @@ def _check(x: Tensor, A: Tensor, B: Tensor, slots: Slots, dropout: Dropout | Non
 def _check_places(places: Places, A: Tensor, slots: Slots) -> None:
     check_tensor("memory", places.memory, ndim=1, dtypes=(A.dtype,), like=A)
     _check_contiguous("memory", places.memory)
-    check_tensor("weights", places.weights, ndim=1, dtypes=(A.dtype,), like=A)
-    check_shape("weights", places.weights, slots.rows.shape[:1], "[T]")
+    check_tensor("weights", places.weights, ndim=2, dtypes=(A.dtype,), like=A)
+    check_shape("weights", places.weights, slots.rows.shape, "[T, K]")
     for name, offsets in (("offsets_A", places.offsets_A), ("offsets_B", places.offsets_B)):
         check_tensor(name, offsets, ndim=2, dtypes=(torch.int64,), like=A)
         check_shape(name, offsets, slots.rows.shape, "[T, K]")
@@ -253,7 +253,9 @@ def _reference_forward(x: Tensor, A: Tensor, B: Tensor, *rest: object) -> None:
     y.copy_(y.double() + reference.expand(found, B, slots, scaled=True))
 
 
-def _reference_backward(dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor, *rest: object) -> None:
+def _reference_backward(
+    dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor, *rest: object
+) -> None:
     from mtlcore.ops.reference import lora as reference
 
     slots, rest = Slots(*rest[:3]), rest[3:]

@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mtlcore.ops.lora import Dropout, Grads, Slots
+    from mtlcore.ops.lora import Dropout, Slots
 
 _WORD = (1 << 32) - 1
 
@@ -54,7 +54,8 @@ def add_grads(
     total = memory.double().clone()
     source = x.double() if dropout is None else x.double() * keep_mask(x, slots, dropout)
     for tokens, rows, scales, task in _tasks(slots):
-        grad = z[tokens, : len(rows)].double().t() @ source[tokens] * weights[task].double()
+        grad = z[tokens, : len(rows)].double().t() @ source[tokens]
+        grad *= weights[task, : len(rows), None].double()
         if scaled:
             grad *= scales[:, None]
         for row, offset in zip(grad, offsets[task].tolist(), strict=False):
