@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtlcore.commands import start_anew
 from mtlcore.distributed import any_process, gather
 from mtlcore.errors import UserError, counted
+from mtlcore.run_folder import start_anew
 
 if TYPE_CHECKING:
     from mtlcore.data.batches import Batch

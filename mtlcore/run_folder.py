@@ -1,11 +1,11 @@
-"""Whether a run can be begun in a folder, seen before anything is read."""
+"""Whether a run can be begun in a folder, and what another one can be begun from."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from mtlcore.checkpoint_store import checkpoints
+from mtlcore.checkpoint_store import checkpoints, newest_until, step_of
 from mtlcore.errors import UserError
 from mtlcore.system_errors import FIXES
 
@@ -33,3 +33,14 @@ def require_no_run(folder: Path, said: str = "") -> None:
             where="training.output_dir",
             fix="go on with --resume, choose another training.output_dir, or delete the folder",
         )
+
+
+def start_anew(run_folder: Path, last_good: int) -> str:
+    """A fix: what to begin a new run from, if this one was sound up to a step."""
+    found = newest_until(run_folder, last_good)
+    if found is None:
+        return f"begin anew: there is no checkpoint of step {last_good} or before"
+    return (
+        f"begin another run (another training.output_dir) from the weights of {found}: "
+        f"start: {{run: {run_folder}, step: {step_of(found)}}}"
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mtlcore.commands import start_anew
 from mtlcore.errors import UserError
+from mtlcore.run_folder import start_anew
 
 if TYPE_CHECKING:
     from mtlcore.records import StepRecord

@@ -125,11 +125,11 @@ def _pieces(written: Iterable[str]) -> list[str]:
     from mtlcore.data.sandbox_sizes import ITEM
 
     found, left = [], LONGEST
-    for piece in filter(None, written):
+    for piece in written:
         left -= max(len(piece), ITEM)
         if left < 0:
             raise ValueError(f"a text of more than {LONGEST} characters")
-        found.append(piece)
+        found.append(piece)  # an empty one, too: it keeps the words around it apart
     return found
 
 

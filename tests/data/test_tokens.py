@@ -259,7 +259,7 @@ PRINTED: dict[str, Callable[[str], tuple[str, Any, str]]] = {
     "own words, column": lambda s: (s[:1] + "{{ x[1:] }}", s, s),
     "nothing between own words": lambda s: (s[:1] + "{{ x[:0] }}" + s[1:], s, s),
     "list": lambda s: ("{{ x }}", [s, "a"], f"['{s}', 'a']"),
-    "object": lambda s: ("{{ x | pprint }}", {s: s}, f"{{'{s}': '{s}'}}"),
+    "object": lambda s: ("{{ x }}", {s: s}, f"{{'{s}': '{s}'}}"),
     "filter": lambda s: ("{% filter trim %} {{ x }}{% endfilter %}", s, s),
     "filters": lambda s: (
         "{% filter trim %}{% filter trim %}{{ x }}{% endfilter %}{% endfilter %}", s, s
