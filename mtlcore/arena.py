@@ -26,7 +26,7 @@ class Sink(Protocol):
     """
 
     def places(self, layer: AdapterLayer) -> Places:
-        """Where the gradients of a LoRA layer go, by `Routing.slots`; its frozen weights nowhere."""
+        """Where the gradients of a LoRA layer go; those of frozen weights go nowhere."""
 
     def add(
         self,
@@ -150,9 +150,9 @@ class Arena:
         """Where the gradients of a LoRA layer go (see `Sink`)."""
         found = self._places.get(id(layer))
         if found is None:
+            behind = self.rows.numel()  # in the memory: there is `own`
             starts = {
-                id(slot.parameter): slot.start
-                + (self.rows.numel() if slot.owner is not None else 0)
+                id(slot.parameter): slot.start + behind * (slot.owner is not None)
                 for slot in self.slots
             }
             found = self._places[id(layer)] = places_in(

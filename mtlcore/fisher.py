@@ -157,7 +157,7 @@ class _Squares:
         self._calls[id(layer)] = self._calls.get(id(layer), 0) + len(layer.routing.rows)
         found = self._places.get(id(layer))
         if found is None:
-            starts = {weight: total.storage_offset() for weight, total in self._sums.items()}
+            starts = {weight: int(total.storage_offset()) for weight, total in self._sums.items()}
             found = places_in(self._memory, layer, starts, square=True)
             self._places[id(layer)] = found
         return found

@@ -363,7 +363,7 @@ class Routing:
         return tuple([table.to(x.device) for table in tables])  # type: ignore[return-value]
 
     def keep_mask(self, layer: str, x: Tensor) -> Tensor | None:
-        """What the masks of a layer multiply its input x [tokens, in] with: 0 or 1 / (1 - share)."""
+        """What the masks of a layer multiply its input with, [tokens, in]: 0 or 1 / (1 - share)."""
         dropout = self.dropout_of(seed_of(layer), x)
         if dropout is None:
             return None

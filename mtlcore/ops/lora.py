@@ -40,8 +40,8 @@ class Dropout:
     """Masks of the adapters' input, out of counters alone: nothing is stored.
 
     An element of x is kept, times 1 / (1 - share), if its 32-bit word of Philox 4x32-10 (Salmon et
-    al., SC 2011, https://doi.org/10.1145/2063384.2063405) is at least share * 2^32. The word depends
-    on the task's key, the layer, the token's position within its task, and the column: see
+    al., SC 2011, https://doi.org/10.1145/2063384.2063405) is at least share * 2^32. The word
+    depends on the task's key, the layer, the token's position within its task, and the column: see
     csrc/common/philox.h.
 
     shares [T] float64 in [0, 1); keys [T] int64; positions [N] int32, below 0 for tokens that are
@@ -66,8 +66,8 @@ class Places:
     """
 
     memory: Tensor
-    offsets_A: Tensor
-    offsets_B: Tensor
+    offsets_A: Tensor  # noqa: N815  # A and B are the names of the formulas
+    offsets_B: Tensor  # noqa: N815
     weights: Tensor
     square: bool = False
 
@@ -195,8 +195,8 @@ def _spread(dropout: Dropout | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor,
 _NONE: dict[torch.device, Tensor] = {}
 
 
-def _gathered(dropout: tuple[Tensor, Tensor, Tensor, int]) -> Dropout | None:
-    return Dropout(*dropout) if len(dropout[0]) else None
+def _gathered(shares: Tensor, keys: Tensor, positions: Tensor, layer: int) -> Dropout | None:
+    return Dropout(shares, keys, positions, layer) if len(shares) else None
 
 
 def _check(x: Tensor, A: Tensor, B: Tensor, slots: Slots, dropout: Dropout | None) -> None:
@@ -242,38 +242,38 @@ def _check_contiguous(name: str, tensor: Tensor) -> None:
 # -- backends ------------------------------------------------------------------------------------
 
 
-def _reference_forward(x: Tensor, A: Tensor, B: Tensor, *rest: object) -> None:
+def _reference_forward(
+    x: Tensor, A: Tensor, B: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Tensor, z: Tensor,
+) -> None:  # fmt: skip
     from mtlcore.ops.reference import lora as reference
 
-    *tables, layer, y, z = rest
-    slots = Slots(*tables[:3])
-    dropout = _gathered((*tables[3:], layer))
+    slots, dropout = Slots(segments, rows, scales), _gathered(shares, keys, positions, layer)
     found = reference.shrink(x, A, slots, dropout=dropout)
     z.copy_(found)
     y.copy_(y.double() + reference.expand(found, B, slots, scaled=True))
 
 
 def _reference_backward(
-    dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor, *rest: object
-) -> None:
+    dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor,
+    segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int,
+    offsets_A: Tensor, offsets_B: Tensor, weights: Tensor, square: bool,
+    dx: Tensor, dz: Tensor, memory: Tensor,
+) -> None:  # fmt: skip
     from mtlcore.ops.reference import lora as reference
 
-    slots, rest = Slots(*rest[:3]), rest[3:]
-    dropout, rest = _gathered(rest[:4]), rest[4:]
-    offsets_A, offsets_B, weights, square, dx, dz, memory = rest
+    slots, dropout = Slots(segments, rows, scales), _gathered(shares, keys, positions, layer)
     found = reference.shrink(dy, B, slots, scaled=True)
     dz.copy_(found)
     if dx.ndim == 2:
         dx.copy_(dx.double() + reference.expand(found, A, slots, dropout=dropout))
+    total = reference.add_grads(
+        found, x, slots, offsets_A, weights, memory, square=square, dropout=dropout
+    )
     memory.copy_(
-        reference.add_grads(
-            z, dy, slots, offsets_B, weights,
-            reference.add_grads(
-                found, x, slots, offsets_A, weights, memory, square=square, dropout=dropout
-            ),
-            scaled=True, square=square,
-        )
-    )  # fmt: skip
+        reference.add_grads(z, dy, slots, offsets_B, weights, total, scaled=True, square=square)
+    )
 
 
 def _compiled_forward(*arguments: object) -> None:
