@@ -79,20 +79,28 @@ def keep_mask(x: Tensor, slots: Slots, dropout: Dropout) -> Tensor:
 
 
 def _words(key: int, layer: int, positions: Tensor, columns: int) -> Tensor:
-    """[n, columns] int64 words of Philox 4x32-10."""
+    """[n, columns] int64: the word of each element of x."""
     column = torch.arange(columns, device=positions.device)
     shape = (len(positions), columns)
-    c0 = (column // 64 * 16 + column % 16).expand(shape)
-    c1 = (positions & _WORD)[:, None].expand(shape)
-    c2 = torch.full_like(c0, layer & _WORD)
-    c3 = torch.full_like(c0, layer >> 32 & _WORD)
-    k0, k1 = key & _WORD, key >> 32 & _WORD
+    counters = (
+        (column // 64 * 16 + column % 16).expand(shape),
+        (positions & _WORD)[:, None].expand(shape),
+        torch.full(shape, layer & _WORD, device=positions.device),
+        torch.full(shape, layer >> 32 & _WORD, device=positions.device),
+    )
+    words = torch.stack(_philox(*counters, key & _WORD, key >> 32 & _WORD))
+    return words.gather(0, (column % 64 // 16).expand(shape)[None])[0]
+
+
+def _philox(
+    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox 4x32-10 of counters and a key of 32-bit words."""
     for _ in range(10):
         first, second = _product(0xD2511F53, c0), _product(0xCD9E8D57, c2)
         c0, c1, c2, c3 = second[0] ^ c1 ^ k0, second[1], first[0] ^ c3 ^ k1, first[1]
         k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
-    word = (column % 64 // 16).expand(shape)[None]
-    return torch.stack([c0, c1, c2, c3]).gather(0, word)[0]
+    return c0, c1, c2, c3
 
 
 def _product(constant: int, value: Tensor) -> tuple[Tensor, Tensor]:
