@@ -8,7 +8,7 @@ a layer side by side. So a task's shared, group and own adapters are slots like 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -284,5 +284,21 @@ def _compiled_backward(*arguments: object) -> None:
     backend.core().lora_backward(*arguments, torch.get_num_threads())
 
 
-backend.declare("lora_forward", reference=_reference_forward, cpp=_compiled_forward)
-backend.declare("lora_backward", reference=_reference_backward, cpp=_compiled_backward)
+def _triton_forward(*arguments: Any) -> None:
+    from mtlcore.ops.triton import lora
+
+    lora.lora_forward(*arguments)
+
+
+def _triton_backward(*arguments: Any) -> None:
+    from mtlcore.ops.triton import lora
+
+    lora.lora_backward(*arguments)
+
+
+backend.declare(
+    "lora_forward", reference=_reference_forward, cpp=_compiled_forward, triton=_triton_forward
+)
+backend.declare(
+    "lora_backward", reference=_reference_backward, cpp=_compiled_backward, triton=_triton_backward
+)

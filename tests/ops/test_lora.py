@@ -1,8 +1,14 @@
-"""`lora_forward` and `lora_backward`: every backend against the float64 reference."""
+"""`lora_forward` and `lora_backward`: every backend against the float64 reference.
+
+Run as a script, it checks the Triton kernels in the interpreter.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -57,6 +63,50 @@ class Problem:
             dz = lora_backward(
                 self.dy, self.x, z, self.A, self.B, self.slots, places, dx, self.dropout
             )
+        return {"y": y, "z": z, "dx": dx, "dz": dz, "memory": memory}
+
+    def to(self, device: str) -> Problem:
+        """The same on a device."""
+
+        def moved(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device)
+            if isinstance(value, Slots):
+                return Slots(*map(moved, value))
+            if dataclasses.is_dataclass(value):
+                parts = {f.name: moved(getattr(value, f.name)) for f in dataclasses.fields(value)}
+                return type(value)(**parts)
+            return value
+
+        return moved(self)
+
+    def torchs_own(self) -> dict[str, Tensor]:
+        """The same maths by matrix products of torch in the dtype of x, task by task."""
+        dtype, y, dx = self.x.dtype, self.y.clone(), self.dx.clone()
+        A, B, scales = self.A.to(dtype), self.B.to(dtype), self.slots.scales.to(dtype)
+        x, mask, memory = self.x, torch.ones_like(self.x), self.places.memory.clone()
+        if self.dropout is not None:
+            mask = keep_mask(self.x, self.slots, self.dropout).to(dtype)
+            x = x * mask
+        z = torch.zeros(len(x), self.slots.rows.shape[1], dtype=dtype, device=x.device)
+        dz = z.clone()
+        for task, start, stop in self.slots.segments.tolist():
+            n, rows = slice(start, stop), self.slots.rows[task].long()
+            rows = rows[rows >= 0]
+            k, scale = slice(len(rows)), scales[task, : len(rows)]
+            z[n, k] = x[n] @ A[rows].t()
+            y[n] += (z[n, k] * scale) @ B[rows]
+            dz[n, k] = (self.dy[n] @ B[rows].t()) * scale
+            dx[n] += (dz[n, k] @ A[rows]) * mask[n]
+            weights = self.places.weights[task, k, None]
+            for grad, offsets in (
+                (dz[n, k].t() @ x[n] * weights, self.places.offsets_A),
+                ((z[n, k] * scale).t() @ self.dy[n] * weights, self.places.offsets_B),
+            ):
+                for row, offset in zip(grad, offsets[task, k].tolist(), strict=True):
+                    if offset >= 0:
+                        part = memory[offset : offset + len(row)]
+                        part += row.square() if self.places.square else row
         return {"y": y, "z": z, "dx": dx, "dz": dz, "memory": memory}
 
 
@@ -124,6 +174,16 @@ def assert_matches_reference(given: Problem, backend: str = "cpp") -> None:
         assert torch.all(error <= bound), f"{name}: {float(error.max())} > {bound}"
 
 
+def assert_as_good_as_torch(given: Problem, backend: str) -> None:
+    """For kernels that multiply 16-bit numbers: at most twice the largest error of torch's own."""
+    found, expected, own = given.run(backend), given.run("reference"), given.torchs_own()
+    for name, value in expected.items():
+        error, allowed = (
+            float((one.double() - value.double()).abs().max()) for one in (found[name], own[name])
+        )
+        assert error <= 2 * allowed, f"{name}: {error} > 2 * {allowed}"
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("columns", SIZES)
 @pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
@@ -131,6 +191,28 @@ def test_every_cut_size_and_dtype(
     lengths: list[int], columns: tuple[int, int], dtype: torch.dtype
 ) -> None:
     assert_matches_reference(problem(lengths, columns, dtype=dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("columns", SIZES)
+@pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
+def test_every_cut_size_and_dtype_on_a_gpu_and_repeats(
+    lengths: list[int], columns: tuple[int, int], dtype: torch.dtype, share: float
+) -> None:
+    given = problem(lengths, columns, dtype=dtype, share=share).to("cuda")
+    if dtype in (torch.bfloat16, torch.float16):
+        assert_as_good_as_torch(given, "triton")
+    else:
+        assert_matches_reference(given, "triton")
+    first, second = given.run("triton"), given.run("triton")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_triton_kernels_match_the_reference_in_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-W", "error", __file__], env=environment, check=True)
 
 
 @pytest.mark.parametrize("r", [1, 2, 5, 16, 128])
@@ -308,3 +390,24 @@ def test_places_and_rows_beyond_the_end_are_refused() -> None:
     given.slots.rows[0, 0] = 12
     with pytest.raises(ValueError, match="rows holds 12, but A has 12 rows"):
         given.run("cpp")
+
+
+if __name__ == "__main__":  # small cases: the interpreter takes a second for each
+    for cut in SEGMENTS.values():
+        assert_matches_reference(problem(cut, (63, 100)), "triton")
+    for size in SIZES:
+        assert_matches_reference(problem([16, 3, 20], size), "triton")
+    for rank in (1, 40):
+        assert_matches_reference(problem([16, 3], (70, 30), r=rank), "triton")
+    longer = [600, 1, 20]  # more than a chunk of tokens
+    for square_, folded_ in ((False, True), (True, True), (True, False)):
+        case = problem(longer, (65, 20), folded=folded_, square=square_, share=0.3)
+        assert_matches_reference(case, "triton")
+    assert_matches_reference(problem([16, 3, 20], dtype=torch.float64, share=0.5), "triton")
+    for cut in ([16, 3, 20], [0, 9, 0, 2]):
+        half = problem(cut, (200, 65), dtype=torch.float16, share=0.3)
+        assert_as_good_as_torch(half, "triton")
+    padded = problem([5, 3], share=0.3)  # a table with room, as a captured graph has
+    empty = torch.zeros(6, 3, dtype=torch.int64)
+    padded.slots = padded.slots._replace(segments=torch.cat([padded.slots.segments, empty]))
+    assert_matches_reference(padded, "triton")
