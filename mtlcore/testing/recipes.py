@@ -58,9 +58,8 @@ TASKS = """
     train: sentiment.train.jsonl
     eval: sentiment.dev.jsonl
     test: sentiment.test.jsonl
-    format:
-      {name: classification, labels: [negative, positive],
-       template: "Review: {{ text }}\\nSentiment:"}
+    format: {name: classification, labels: [negative, positive], \
+template: "Review: {{ text }}\\nSentiment:"}
     metrics: [accuracy, macro_f1]
   spelling:
     train: spelling.train.jsonl
