@@ -26,7 +26,7 @@ from mtlcore.checkpoint_store import (
 from mtlcore.commands import resume_command
 from mtlcore.data.loader import Learned
 from mtlcore.distributed import barrier, is_main, world_size
-from mtlcore.errors import UserError
+from mtlcore.errors import UserError, counted
 from mtlcore.files import replace_text
 from mtlcore.stages import ONLY_STAGE
 from mtlcore.versions import versions
@@ -164,11 +164,12 @@ def _compare_origin(run: Run, then: dict[str, Any]) -> None:
                 f"start: {run.folder}",
             )
     if then["processes"] != now["processes"]:
+        before = counted(then["processes"], "process", "processes")
         raise UserError(
-            f"the run was begun by {_count(then['processes'])}, now there "
+            f"the run was begun by {before}, now there "
             f"{'is' if now['processes'] == 1 else 'are'} {now['processes']}: its steps would take "
             "other numbers of rows",
-            fix=f"start it with {_count(then['processes'])} again",
+            fix=f"start it with {before} again",
         )
     changed = [
         f"{name} {then['versions'].get(name, 'unknown')} -> {version}"
@@ -181,10 +182,6 @@ def _compare_origin(run: Run, then: dict[str, Any]) -> None:
             f"since the checkpoint was written: {', '.join(changed)}; the weights may differ in "
             "their last bits from those of a run that was not interrupted"
         )
-
-
-def _count(processes: int) -> str:
-    return f"{processes} process{'' if processes == 1 else 'es'}"
 
 
 def _require_best(trainer: Trainer, folder: Path) -> None:

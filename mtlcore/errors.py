@@ -54,9 +54,9 @@ class RecipeError(UserError):
         self.set_problems(problems)
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str = "") -> str:
     """ "1 row", "2 rows"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
 
 
 MORE_WORDS = {"text": "text, in quotes"}

@@ -15,8 +15,6 @@ from mtlcore.distributed import is_main
 from mtlcore.errors import UserError
 
 LOCK = ".lock"
-
-
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """What a file system without locks says."""
 

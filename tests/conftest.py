@@ -35,3 +35,15 @@ def tiny_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("run")
     recipe = write_tiny_recipe(folder, tiny_model)
     return mtlcore.train(recipe, ["training.eval_steps=3", "training.eval_max_rows=4"]).folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run whose weighting has a state, beside its recipe; to be copied."""
+    import mtlcore
+    from tests.recipes import write_tiny_recipe
+
+    recipe = write_tiny_recipe(
+        tmp_path_factory.mktemp("finished"), tiny_model, weighting="uncertainty"
+    )
+    return mtlcore.train(recipe).folder

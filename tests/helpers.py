@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -81,3 +84,17 @@ def load(
     )
     plugins = PluginManager.load(environ={})
     return load_tasks(recipe, tokenizer or small_tokenizer(), plugins, splits=splits)
+
+
+def torchrun(
+    script: Path, *arguments: object, check: bool = True, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script, which may import `tests`, in two processes of one thread each."""
+    root = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(script), *map(str, arguments)],
+        check=check, timeout=300, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environ},
+    )  # fmt: skip

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 
 import mtlcore
+from tests.helpers import torchrun
 from tests.recipes import TASKS, final_adapters, metrics, write_tiny_recipe
 
 SCRIPT = """
@@ -53,14 +51,7 @@ def train_both(
     mtlcore.train(recipes["one"], ["model.dtype=float64"])
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(script), str(recipes["two"])],
-        check=True, timeout=300, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    torchrun(script, recipes["two"])
     runs = [folder / name / "run" for name in ("one", "two")]
     return [metrics(run) for run in runs], [final_adapters(run) for run in runs]
 

@@ -18,6 +18,7 @@ from mtlcore.checkpoint_store import checkpoints, open_checkpoint
 from mtlcore.stop_signals import RunStopped, StopSignals
 from mtlcore.terminal import outliving_readers
 from tests.faults import differences, end_after, recipe_in, seconds_of_a_run, train_in_process
+from tests.helpers import torchrun
 
 STOPPED = 75
 
@@ -247,12 +248,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         recipe = signalled(folder, tiny_model, times=2)
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-             str(script), str(recipe)],
-            check=False, timeout=300, capture_output=True, text=True,
-            env={**os.environ, "MOMENT": str(moment)},
-        )  # fmt: skip
+        done = torchrun(script, recipe, check=False, MOMENT=str(moment))
         codes.append([Path(f"{recipe}.{rank}").read_text() for rank in (0, 1)])
         assert done.returncode == (1 if moment else 0)  # torchrun knows no other failure
         if moment:

@@ -6,11 +6,8 @@ The model of these tests has an infinite embedding of one token: only rows that 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from mtlcore.checkpoint_store import checkpoints, step_of
 from mtlcore.errors import UserError
 from mtlcore.nonfinite import LONGEST
 from mtlcore.run import Run
+from tests.helpers import torchrun
 from tests.recipes import final_adapters, metrics, training_part, write_tiny_recipe
 from tests.test_distributed import assert_equal, train_both
 
@@ -154,7 +152,7 @@ def test_a_weighting_is_asked_once_a_step(
     run = mtlcore.train(recipe_in(tmp_path / "a", inf_model, parts, **keys))
     assert sum(bool(line["skipped_rows"]) for line in metrics(run.folder)) > 2
     assert all(len(line["losses"]) == 3 for line in metrics(run.folder))
-    assert run.weighting.steps == list(range(5))  # type: ignore[attr-defined]
+    assert run.weighting.steps == list(range(5))
 
 
 @pytest.mark.parametrize("policy", ["skip_rows", "lower_learning_rate"])
@@ -355,14 +353,7 @@ def test_every_process_stops_with_the_same_message(inf_model: Path, tmp_path: Pa
     recipe = recipe_in(tmp_path / "a", inf_model, per_device_train_batch_size=2, seed=3)
     script = tmp_path / "script.py"
     script.write_text(EVERY_RANK)
-    root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(script), str(recipe), str(tmp_path)],
-        check=True, timeout=300, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    torchrun(script, recipe, tmp_path)
     first, second = ((tmp_path / name).read_text() for name in "01")
     assert first == second
     assert "the loss is not finite at step" in first

@@ -10,6 +10,7 @@ import typer
 
 from mtlcore.cli.console import only_results_on_stdout
 from mtlcore.cli.options import AsJson, Overrides, Tasks
+from mtlcore.errors import counted
 from mtlcore.terminal import plain
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _print(found: CheckReport) -> None:
             if problem.fix:
                 say(f"  fix: {problem.fix}")
     counts = {"error": len(found.errors), "warning": len(found.warnings)}
-    say(", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items()))
+    say(", ".join(counted(n, what) for what, n in counts.items()))
 
 
 def _print_tables(found: CheckReport, console: Console, say: Callable[[str], None]) -> None:

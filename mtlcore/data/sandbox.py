@@ -125,7 +125,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(**options)
         self.most = self.left = MOST  # what Jinja2 computes before there is a row
         self.code_generator_class = _Code
-        self.concat = self._concat  # type: ignore[method-assign]
         self.globals.pop("lipsum")
         self.globals["range"] = _range
         for name in NO_FILTERS:
@@ -373,7 +372,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Where the code of a template keeps the text of a block or macro."""
         return _Pieces(self)
 
-    def _concat(self, pieces: Iterable[str]) -> str:
+    def concat(self, pieces: Iterable[str]) -> str:
         """The text of a block or a macro."""
         if isinstance(pieces, _Pieces):
             return "".join(pieces)

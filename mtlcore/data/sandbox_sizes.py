@@ -7,7 +7,7 @@ about wrong arguments is the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, MappingView, Set
+from collections.abc import Callable, Iterable, Mapping, Set, ValuesView
 from typing import Any
 
 from jinja2.utils import Namespace
@@ -44,9 +44,9 @@ def written(value: Any, most: float, of_other: Callable[[Any], int] = lambda _: 
         elif isinstance(part, dict):
             size += 2 * len(part) + 2
             parts += [*part.keys(), *part.values()]
-        elif isinstance(part, list | tuple | Set | MappingView):
+        elif isinstance(part, list | tuple | Set | ValuesView):
             size += len(part) + 2
-            parts += list[Any](part)  # type: ignore[arg-type]
+            parts += part
         elif isinstance(part, int):
             size += part.bit_length() // 3 + 2
         elif isinstance(part, float) or part is None:

@@ -213,6 +213,9 @@ class _Preflight:
         folder = self.read.loaded.output_dir
         try:
             plan = make_plan(model, self.recipe, looked, folder)
+        except UserError as error:  # of a sampler whose shares are none
+            self.report.errors += error.problems
+            return
         except Exception as error:  # of a sampler that asks for what only a run has
             self._not_looked_at("steps, memory and disk", error)
             return

@@ -58,7 +58,8 @@ TASKS = """
     train: sentiment.train.jsonl
     eval: sentiment.dev.jsonl
     test: sentiment.test.jsonl
-    format: {name: classification, labels: [negative, positive], template: "Review: {{ text }}\\nSentiment:"}
+    format: {name: classification, labels: [negative, positive], \
+template: "Review: {{ text }}\\nSentiment:"}
     metrics: [accuracy, macro_f1]
   spelling:
     train: spelling.train.jsonl
@@ -77,4 +78,4 @@ TASKS = """
     columns: {completion: gloss}
     metrics: [rouge_l]
     generation: {max_new_tokens: 6}
-"""  # noqa: E501
+"""

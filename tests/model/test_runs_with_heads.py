@@ -57,7 +57,7 @@ def test_predictions_of_a_head_are_log_probabilities(run: Run) -> None:
 def test_rows_made_by_the_format_are_answered_by_the_head_too(run: Run) -> None:
     """As audits make them, with other words in the text."""
     task = run.task("sentiment")
-    row = dict(task.test[0].fields)  # type: ignore[index]
+    row = dict(task.test[0].fields)
     made = task.format.example(row, task="sentiment", index=0, tokenizer=run.tokenizer)
     assert not made.head
     (found,) = predict(run, task, [made])
@@ -133,7 +133,7 @@ def test_a_run_with_bottlenecks_resumes_exactly(tiny_model: Path, tmp_path: Path
 @pytest.mark.parametrize("options", [("a", "b", "c"), ("positive", "negative")])
 def test_other_labels_than_those_of_the_head_are_refused(options: Any, run: Run) -> None:
     task = run.task("sentiment")
-    row = replace(task.test[0], options=options)  # type: ignore[index]
+    row = replace(task.test[0], options=options)
     message = rf"tasks.sentiment.head: .*between negative, positive; row 0 .* {', '.join(options)}"
     with pytest.raises(UserError, match=message):
         predict(run, task, [row])

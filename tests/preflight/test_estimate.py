@@ -200,6 +200,21 @@ def test_a_sampler_that_needs_a_run_leaves_the_plan_out_and_says_so(
     assert any(n.startswith("steps, memory and disk: not looked at") for n in report.notes)
 
 
+def test_shares_that_are_none_are_an_error(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "names.py").write_text(
+        "from mtlcore.components import Sampler\n\n\n"
+        "class Names(Sampler):\n"
+        '    """Gives its shares by name."""\n\n'
+        '    name = "names"\n\n'
+        "    def shares(self, run, step):\n"
+        "        return {task.name: 1 / 3 for task in run.tasks}\n"
+    )
+    recipe = write_tiny_recipe(tmp_path, tiny_model, sampling="names", plugins="[names.py]")
+    [error] = check_recipe(recipe).errors
+    assert error.where.endswith(", sampling")
+    assert error.fix.startswith("return a list of 3 numbers")
+
+
 def test_sizes_are_read_easily() -> None:
     told = {0: "0 bytes", 9999: "9999 bytes", 10_000: "10.0 kB", 123_456_789: "123 MB"}
     assert {size: readable(size) for size in told} == told
