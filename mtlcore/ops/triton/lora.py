@@ -319,7 +319,7 @@ def _grads(
     chunks = count + triton.cdiv(tokens, _CHUNK)
     partials = reduced.new_empty((chunks, width, columns))
     tiles = triton.cdiv(columns, block), triton.cdiv(width, ranks)
-    chunks_kernel[(chunks, *tiles)](
+    chunks_kernel[chunks, tiles[0], tiles[1]](
         source, source.stride(0), columns, reduced, partials, segments, count, width, *dropout,
         triton.next_power_of_2(count), _CHUNK, _TILE, ranks, block, len(dropout[0]) > 0,
         **LAUNCH_OPTIONS,
@@ -331,7 +331,7 @@ def _grads(
 
 
 def _rank_block(width: int) -> int:
-    return min(max(triton.next_power_of_2(width), 16), _RANKS)
+    return min(max(1 << (width - 1).bit_length(), 16), _RANKS)
 
 
 def _column_block(source: Tensor) -> int:
