@@ -375,7 +375,7 @@ class Run:
             self._rows_of(self.tasks[0], split)
         for task in self.tasks:
             if task not in found:
-                self.note(f"task {task.name!r} has no {split} rows and is not scored")
+                self.note(f"task {task.name!r} has no {split} rows and is not scored on them")
         return found
 
     def _rows_of(self, task: Task, split: str) -> Split:

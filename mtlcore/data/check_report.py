@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 SHOWN = 20
 """So many places of one kind are kept; all are counted."""
 TOO_FEW = 10
-"""A group of fewer rows says nothing about its people."""
+"""Fewer rows of a group, or of a test split, say nothing: one row moves a score too far."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mtlcore.data.check_report import (
     SHOWN,
+    TOO_FEW,
     CheckReport,
     Conflict,
     Leak,
@@ -370,6 +371,13 @@ class TaskChecker:
                 where,
                 f"{found.duplicates} of {found.used} rows repeat an earlier one, texts and answer",
                 f"set {self.loader.where}.cleaning.duplicates to drop",
+            )
+        if split == "test" and 0 < found.used < TOO_FEW:
+            self._warn(
+                where,
+                f"{counted(found.used, 'row')} to test with: its score says little, and chance "
+                "can move it far",
+                "add test rows, or hold out a larger share of the rows (`split`)",
             )
 
     def _check_spellings(self) -> None:

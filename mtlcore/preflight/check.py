@@ -61,7 +61,7 @@ class _Preflight:
             require_tasks(tasks or (), self.recipe.tasks, "--task")
         self._look_at_folder()
         plugins = self._plugins()
-        self.progress("reading the tokenizer")
+        self.progress(self._source_of_tokenizer())
         tokenizer = self._tokenizer()
         looked = self._look_at_tasks(plugins, tokenizer, tasks, columns)
         self.progress("looking at the model")
@@ -118,6 +118,13 @@ class _Preflight:
             for name, task in self.recipe.tasks.items()
         }
         return named_components(self.recipe) | formats
+
+    def _source_of_tokenizer(self) -> str:
+        """What is about to be read: the hub, if it does not answer, is asked for a minute."""
+        name = self.recipe.model.name_or_path
+        if Path(name).is_dir() or self.read.rest.is_spoiled(("model", "name_or_path")):
+            return "reading the tokenizer"
+        return f"no folder {name!r} is here: asking the hub for it, or its cache"
 
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer, and the base model on the way; None if there is none."""

@@ -230,6 +230,14 @@ def test_bad_rows_are_told_beside_what_hides_them(
     assert report.tasks["a"].splits["train"].bad == 2
 
 
+@pytest.mark.parametrize(("count", "told"), [(9, True), (10, False)])
+def test_a_test_split_that_says_little_is_told(tmp_path: Path, count: int, told: bool) -> None:
+    test = write_jsonl(tmp_path / "test.jsonl", labelled([f"other {2**i}" for i in range(count)]))
+    task = reviews(tmp_path, labelled(["warm soup"]), test=str(test))
+    found = said(check({"a": task}).warnings)
+    assert ("tasks.a.test: 9 rows to test with: its score says little" in found) is told
+
+
 # -- repeated, leaked, contradictory --------------------------------------------------------------
 
 
