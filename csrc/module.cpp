@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "common/chunks.h"
+#include "common/half.h"
+#include "common/lora.h"
 #include "common/tensor_caster.h"
 #include "ops.h"
 
@@ -105,6 +107,175 @@ void combine(const TensorView& J, const TensorView& w, const TensorView& out, in
     });
 }
 
+// The table of a batch and its slots, the factors, and the dropout; without dropout its tensors are
+// empty.
+struct LoraViews {
+    const TensorView& segments;
+    const TensorView& rows;
+    const TensorView& scales;
+    const TensorView& A;
+    const TensorView& B;
+    const TensorView& shares;
+    const TensorView& keys;
+    const TensorView& positions;
+    uint64_t layer;
+};
+
+// A contiguous tensor of this dtype and shape, on the CPU.
+void check_whole(const TensorView& view, const char* name, Dtype dtype,
+                 std::initializer_list<int64_t> shape) {
+    check_rank(view, name, static_cast<int>(shape.size()));
+    check_dtype(view, name, dtype);
+    int axis = 0;
+    for (const int64_t size : shape) check_size(view, name, axis++, size);
+    check_contiguous(view, name);
+    if (!view.on_cpu()) throw std::invalid_argument(std::string(name) + " must be on the CPU");
+}
+
+void check_matrix(const TensorView& view, const char* name, Dtype dtype, int64_t tokens,
+                  int64_t columns) {
+    check_rank(view, name, 2);
+    check_dtype(view, name, dtype);
+    check_size(view, name, 0, tokens);
+    check_size(view, name, 1, columns);
+    check_dense_rows(view, name);
+    if (!view.on_cpu()) throw std::invalid_argument(std::string(name) + " must be on the CPU");
+}
+
+template <class Scalar>
+Lora<Scalar> lora_of(const LoraViews& views, Dtype dtype, int64_t tokens) {
+    check_rank(views.rows, "rows", 2);
+    const int64_t tasks = views.rows.shape[0];
+    const int64_t width = views.rows.shape[1];
+    check_whole(views.rows, "rows", Dtype::kInt32, {tasks, width});
+    check_whole(views.scales, "scales", dtype, {tasks, width});
+    check_rank(views.A, "A", 2);
+    check_rank(views.B, "B", 2);
+    const int64_t ranks = views.A.shape[0];
+    const int64_t in = views.A.shape[1];
+    const int64_t out = views.B.shape[1];
+    check_whole(views.A, "A", dtype, {ranks, in});
+    check_whole(views.B, "B", dtype, {ranks, out});
+    check_rank(views.segments, "segments", 2);
+    const int64_t count = views.segments.shape[0];
+    check_whole(views.segments, "segments", Dtype::kInt64, {count, 3});
+    const auto* segments = views.segments.ptr<const Segment>();
+    for (int64_t s = 0; s < count; ++s) {
+        const Segment& one = segments[s];
+        if (one.task < 0 || one.task >= tasks || one.start < 0 || one.start > one.stop ||
+            one.stop > tokens) {
+            throw std::invalid_argument(
+                "segments[" + std::to_string(s) + "] = (" + std::to_string(one.task) + ", " +
+                std::to_string(one.start) + ", " + std::to_string(one.stop) + ") does not fit " +
+                std::to_string(tasks) + " tasks and " + std::to_string(tokens) + " tokens");
+        }
+    }
+    const auto* rows = views.rows.ptr<const int32_t>();
+    for (int64_t i = 0; i < tasks * width; ++i) {
+        if (rows[i] >= ranks) {
+            throw std::invalid_argument("rows holds " + std::to_string(rows[i]) + ", but A has " +
+                                        std::to_string(ranks) + " rows");
+        }
+    }
+    Dropout dropout{};
+    if (views.shares.ndim == 1 && views.shares.shape[0] > 0) {
+        check_whole(views.shares, "shares", Dtype::kFloat64, {tasks});
+        check_whole(views.keys, "keys", Dtype::kInt64, {tasks});
+        check_whole(views.positions, "positions", Dtype::kInt32, {tokens});
+        dropout = {views.shares.ptr<const double>(), views.keys.ptr<const int64_t>(),
+                   views.positions.ptr<const int32_t>(), views.layer, true};
+    }
+    return {segments, count, rows, views.scales.ptr<const Scalar>(), width,
+            views.A.ptr<const Scalar>(), views.B.ptr<const Scalar>(), in, out, tokens, dropout};
+}
+
+// Run the body with X = the dtype of x, Scalar = that of the factors, and the latter's name.
+template <class Body>
+void for_storage(const TensorView& x, Body body) {
+    switch (x.dtype) {
+        case Dtype::kFloat32:
+            return body(float{}, float{}, Dtype::kFloat32);
+        case Dtype::kFloat64:
+            return body(double{}, double{}, Dtype::kFloat64);
+        case Dtype::kBfloat16:
+            return body(Bfloat16{}, float{}, Dtype::kFloat32);
+        case Dtype::kFloat16:
+            return body(Float16{}, float{}, Dtype::kFloat32);
+        default:
+            throw TypeError(std::string("x must be float32, float64, bfloat16 or float16, found ") +
+                            name_of(x.dtype));
+    }
+}
+
+void lora_forward(const TensorView& x, const TensorView& A, const TensorView& B,
+                  const TensorView& segments, const TensorView& rows, const TensorView& scales,
+                  const TensorView& shares, const TensorView& keys, const TensorView& positions,
+                  uint64_t layer, const TensorView& y, const TensorView& z, int threads) {
+    check_rank(x, "x", 2);
+    const int64_t tokens = x.shape[0];
+    for_storage(x, [&](auto storage, auto scalar, Dtype dtype) {
+        using X = decltype(storage);
+        using Scalar = decltype(scalar);
+        const auto lora = lora_of<Scalar>(
+            {segments, rows, scales, A, B, shares, keys, positions, layer}, dtype, tokens);
+        check_matrix(x, "x", x.dtype, tokens, lora.in);
+        check_matrix(y, "y", x.dtype, tokens, lora.out);
+        check_whole(z, "z", dtype, {tokens, lora.width});
+        const py::gil_scoped_release release;
+        cpu::lora_forward(lora, x.ptr<const X>(), x.stride(0), y.ptr<X>(), y.stride(0),
+                          z.ptr<Scalar>(), std::max(threads, 1));
+    });
+}
+
+// Each row of a gradient lies in the memory; below 0 it is not wanted.
+void check_offsets(const TensorView& offsets, const char* name, int64_t columns, int64_t size) {
+    const auto* values = offsets.ptr<const int64_t>();
+    for (int64_t i = 0; i < offsets.shape[0] * offsets.shape[1]; ++i) {
+        if (values[i] >= 0 && values[i] + columns > size) {
+            throw std::invalid_argument(std::string(name) + " holds " + std::to_string(values[i]) +
+                                        ", beyond a memory of " + std::to_string(size));
+        }
+    }
+}
+
+void lora_backward(const TensorView& dy, const TensorView& x, const TensorView& z,
+                   const TensorView& A, const TensorView& B, const TensorView& segments,
+                   const TensorView& rows, const TensorView& scales, const TensorView& shares,
+                   const TensorView& keys, const TensorView& positions, uint64_t layer,
+                   const TensorView& offsets_A, const TensorView& offsets_B,
+                   const TensorView& weights, bool square, const TensorView& dx,
+                   const TensorView& dz, const TensorView& memory, int threads) {
+    check_rank(x, "x", 2);
+    const int64_t tokens = x.shape[0];
+    for_storage(x, [&](auto storage, auto scalar, Dtype dtype) {
+        using X = decltype(storage);
+        using Scalar = decltype(scalar);
+        const auto lora = lora_of<Scalar>(
+            {segments, rows, scales, A, B, shares, keys, positions, layer}, dtype, tokens);
+        const int64_t tasks = rows.shape[0];
+        check_matrix(x, "x", x.dtype, tokens, lora.in);
+        check_matrix(dy, "dy", x.dtype, tokens, lora.out);
+        check_whole(z, "z", dtype, {tokens, lora.width});
+        check_whole(dz, "dz", dtype, {tokens, lora.width});
+        check_whole(offsets_A, "offsets_A", Dtype::kInt64, {tasks, lora.width});
+        check_whole(offsets_B, "offsets_B", Dtype::kInt64, {tasks, lora.width});
+        check_whole(weights, "weights", dtype, {tasks, lora.width});
+        check_rank(memory, "memory", 1);
+        check_whole(memory, "memory", dtype, {memory.shape[0]});
+        check_offsets(offsets_A, "offsets_A", lora.in, memory.shape[0]);
+        check_offsets(offsets_B, "offsets_B", lora.out, memory.shape[0]);
+        const bool wants_dx = dx.ndim == 2;
+        if (wants_dx) check_matrix(dx, "dx", x.dtype, tokens, lora.in);
+        const py::gil_scoped_release release;
+        const LoraGrads<Scalar> grads{memory.ptr<Scalar>(), offsets_A.ptr<const int64_t>(),
+                                      offsets_B.ptr<const int64_t>(), weights.ptr<const Scalar>(),
+                                      square};
+        cpu::lora_backward(lora, grads, dy.ptr<const X>(), dy.stride(0), x.ptr<const X>(),
+                           x.stride(0), z.ptr<const Scalar>(), wants_dx ? dx.ptr<X>() : nullptr,
+                           wants_dx ? dx.stride(0) : 0, dz.ptr<Scalar>(), std::max(threads, 1));
+    });
+}
+
 }  // namespace
 }  // namespace mtlcore
 
@@ -124,4 +295,13 @@ PYBIND11_MODULE(_core, m) {
           py::arg("threads"));
     m.def("combine", &mtlcore::combine, py::arg("J"), py::arg("w"), py::arg("out"),
           py::arg("threads"));
+    m.def("lora_forward", &mtlcore::lora_forward, py::arg("x"), py::arg("A"), py::arg("B"),
+          py::arg("segments"), py::arg("rows"), py::arg("scales"), py::arg("shares"),
+          py::arg("keys"), py::arg("positions"), py::arg("layer"), py::arg("y"), py::arg("z"),
+          py::arg("threads"));
+    m.def("lora_backward", &mtlcore::lora_backward, py::arg("dy"), py::arg("x"), py::arg("z"),
+          py::arg("A"), py::arg("B"), py::arg("segments"), py::arg("rows"), py::arg("scales"),
+          py::arg("shares"), py::arg("keys"), py::arg("positions"), py::arg("layer"),
+          py::arg("offsets_A"), py::arg("offsets_B"), py::arg("weights"), py::arg("square"),
+          py::arg("dx"), py::arg("dz"), py::arg("memory"), py::arg("threads"));
 }

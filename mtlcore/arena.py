@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtlcore.model.layers import weights_of
 from mtlcore.model.layout import block_name as block_name
+from mtlcore.ops import Places
 
 if TYPE_CHECKING:
     from mtlcore.model.layers import AdapterLayer
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 class Sink(Protocol):
     """Where the layers' backward passes put the gradients of adapter weights, task by task.
 
-    A sink is set as `routing.sink` before the forward pass and kept until the backward is done.
-    It is called once per weight and segment (see `Routing.enter`): per task, or per row if every
-    row was entered as a segment of its own. Frozen weights are never passed.
+    A sink is set as `routing.sink` before the forward pass and kept until the backward is done. A
+    segment (see `Routing.enter`) is a task's part of the batch, or a row, if every row was entered
+    as a segment of its own. LoRA layers ask once for the `places` of all their weights; others call
+    `add` once per weight and segment, never for frozen weights.
     """
+
+    def places(self, layer: AdapterLayer) -> Places:
+        """Where the gradients of a LoRA layer go; those of frozen weights go nowhere."""
 
     def add(
         self,
@@ -73,6 +78,7 @@ class Arena:
         self._layers = list(layers)
         self._folded: list[float] | None = None
         self._targets: dict[int, list[list[list[Tensor]]]] = {}
+        self._places: dict[int, Places] = {}
         self.shared_size = self.own_size = 0
         trained = [weight for weight in weights_of(self._layers) if not weight.owner.frozen]
         for weight in trained:
@@ -87,8 +93,7 @@ class Arena:
         first = self.slots[0].parameter
         self.dtype = torch.promote_types(first.dtype, torch.float32)
         self.device = first.device
-        self.rows = torch.empty(0, self.shared_size, dtype=self.dtype, device=self.device)
-        self.own = torch.zeros(self.own_size, dtype=self.dtype, device=self.device)
+        self._allocate(0)
 
     def _append(self, name: str, parameter: nn.Parameter, owner: int | None = None) -> None:
         start = self.shared_size if owner is None else self.own_size
@@ -124,13 +129,36 @@ class Arena:
         """Zero the memory for a new step; `folded` [T] are task weights known beforehand."""
         count = self.task_count if folded is None else 1
         if self.rows.shape[0] != count:
-            self.rows = torch.empty(count, self.shared_size, dtype=self.dtype, device=self.device)
-            self._targets.clear()
-        self.rows.zero_()
-        self.own.zero_()
+            self._allocate(count)
+        self.memory.zero_()
+        if folded != self._folded:
+            self._places.clear()  # they hold the weights of the tasks
         self._folded = None if folded is None else list(folded)
         if not self._targets:
             self._targets = self._views()
+
+    def _allocate(self, count: int) -> None:
+        """One memory for both, with so many rows."""
+        size = count * self.shared_size
+        self.memory = torch.zeros(size + self.own_size, dtype=self.dtype, device=self.device)
+        self.rows = self.memory[:size].view(count, self.shared_size)
+        self.own = self.memory[size:]
+        self._targets.clear()
+        self._places.clear()
+
+    def places(self, layer: AdapterLayer) -> Places:
+        """Where the gradients of a LoRA layer go (see `Sink`)."""
+        found = self._places.get(id(layer))
+        if found is None:
+            behind = self.rows.numel()  # in the memory: there is `own`
+            starts = {
+                id(slot.parameter): slot.start + behind * (slot.owner is not None)
+                for slot in self.slots
+            }
+            found = self._places[id(layer)] = places_in(
+                self.memory, layer, starts, rows=self.rows, weights=self._folded
+            )
+        return found
 
     def add(
         self,
@@ -179,3 +207,39 @@ class Arena:
                 parts = list(columns.unflatten(1, slot.parameter.shape).unbind(0))
             views[id(weight.layer)][weight.adapter].append(parts)
         return views
+
+
+def places_in(
+    memory: Tensor,
+    layer: AdapterLayer,
+    starts: Mapping[int, int],
+    *,
+    rows: Tensor | None = None,
+    weights: Sequence[float] | None = None,
+    square: bool = False,
+) -> Places:
+    """Where the gradients of a LoRA layer go in a flat memory.
+
+    starts: id of a weight -> its place in `memory`; others get no gradient. A weight that several
+    tasks share has that place in the first of `rows` [T, P], and in the row of each task if there
+    are several; `weights` [T] multiply the gradients of such weights.
+    """
+    tasks = layer.layout.rank_rows(layer.adapters)
+    width = max(map(len, tasks), default=0)
+    offsets = torch.full((2, len(tasks), width), -1, dtype=torch.int64)
+    factors = torch.ones(len(tasks), width, dtype=memory.dtype)
+    for task, slots in enumerate(tasks[:-1]):  # rows without a task have no gradient
+        for k, (adapter, row, _) in enumerate(slots):
+            shared = layer.adapters[adapter].owner is None
+            for factor in (0, 1):
+                weight = layer.parameter(adapter, factor)
+                if (start := starts.get(id(weight))) is None:
+                    continue
+                offset = start + row * weight.shape[1]
+                if shared and rows is not None and len(rows) > 1:
+                    offset += task * rows.shape[1]
+                offsets[factor, task, k] = offset
+            if shared and weights is not None:
+                factors[task, k] = weights[task]
+    offsets, factors = offsets.to(memory.device), factors.to(memory.device)
+    return Places(memory, offsets[0], offsets[1], factors, square)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtlcore.arena import places_in
 from mtlcore.data.batches import collate
 from mtlcore.distributed import all_reduce_sum, rank, world_size
 from mtlcore.errors import UserError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mtlcore.losses import Outputs
     from mtlcore.model.backbone import MultiTaskModel
     from mtlcore.model.layers import AdapterLayer
+    from mtlcore.ops import Places
     from mtlcore.run import Run
 
 Labels = Literal["data", "sampled"]
@@ -93,11 +95,8 @@ def squared_gradients(
             f"{without_rule[0]} has no rule for the gradients of single rows in one pass",
             fix="use mode='per_row' (one pass per row, the same result)",
         )
-    sums = {
-        name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        for name, weight in weights.items()
-    }
-    sink = None if without_rule or mode == "per_row" else _Squares(weights, sums)
+    memory, sums = _zeros(weights)
+    sink = None if without_rule or mode == "per_row" else _Squares(weights, sums, memory)
     training, routing = model.training, model.routing
     before = routing.sink
     model.eval()
@@ -117,14 +116,25 @@ def squared_gradients(
                         fix="use mode='per_row' (one pass per row, the same result)",
                     )
                 sink, routing.sink = None, None
-                for value in sums.values():
-                    value.zero_()
+                memory.zero_()
             _add_per_row(model, batch, weights, sums, draw)
     finally:
         routing.sink = before
         routing.leave()
         model.train(training)
     return sums
+
+
+def _zeros(weights: Mapping[str, nn.Parameter]) -> tuple[Tensor, dict[str, Tensor]]:
+    """A flat memory, and a view of it for each weight."""
+    dtype = torch.float32
+    for weight in weights.values():
+        dtype = torch.promote_types(dtype, weight.dtype)
+    device = next((weight.device for weight in weights.values()), None)
+    sizes = [weight.numel() for weight in weights.values()]
+    memory = torch.zeros(sum(sizes), dtype=dtype, device=device)
+    parts = zip(weights.items(), memory.split(sizes), strict=True)
+    return memory, {name: part.view_as(weight) for (name, weight), part in parts}
 
 
 class _Squares:
@@ -134,9 +144,23 @@ class _Squares:
     weight is used twice in a forward: its gradients should have been summed before the square.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, weights: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor], memory: Tensor
+    ) -> None:
+        self._memory = memory
         self._sums = {id(weight): sums[name] for name, weight in weights.items()}
         self._calls: dict[int, int] = {}
+        self._places: dict[int, Places] = {}
+
+    def places(self, layer: AdapterLayer) -> Places:
+        """The sums of a LoRA layer's weights, as the places of its squared gradients."""
+        self._calls[id(layer)] = self._calls.get(id(layer), 0) + len(layer.routing.rows)
+        found = self._places.get(id(layer))
+        if found is None:
+            starts = {weight: int(total.storage_offset()) for weight, total in self._sums.items()}
+            found = places_in(self._memory, layer, starts, square=True)
+            self._places[id(layer)] = found
+        return found
 
     def add(
         self,

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtlcore.arena import places_in
 from mtlcore.data.batches import Batch, deal
 from mtlcore.data.example import Example
 from mtlcore.gradients import Direction, Gradients
 from mtlcore.model.backbone import MultiTaskModel
 from mtlcore.model.heads import Pooling
 from mtlcore.model.layout import Segment
+from mtlcore.ops import Places
 from mtlcore.recipe import BottleneckRecipe, SharingRecipe
 from tests.models import batch_of, examples, multi_task, with_heads
 
@@ -550,26 +552,32 @@ def test_every_row_as_a_segment_gives_the_gradients_of_single_rows() -> None:
     """What a sink of squares (Fisher) relies on: one call per weight and row, biases included."""
 
     class Squares:
-        def __init__(self) -> None:
-            self.found: dict[int, Tensor] = {}
+        def __init__(self, parameters: list[Tensor]) -> None:
+            sizes = [p.numel() for p in parameters]
+            self.memory = torch.zeros(sum(sizes), dtype=parameters[0].dtype)
+            parts = zip(parameters, self.memory.split(sizes), strict=True)
+            self.found = {id(p): part.view_as(p) for p, part in parts}
+
+        def places(self, layer: Any) -> Places:
+            starts = {key: int(part.storage_offset()) for key, part in self.found.items()}
+            return places_in(self.memory, layer, starts, square=True)
 
         def add(
             self, layer: Any, adapter: int, factor: int, task: int,
             left: Tensor, right: Tensor | None, scale: float,
         ) -> None:  # fmt: skip
             grad = scale * (left.sum(0) if right is None else left.t() @ right)
-            key = id(layer.parameter(adapter, factor))
-            self.found[key] = self.found.get(key, torch.zeros_like(grad)) + grad.square()
+            self.found[id(layer.parameter(adapter, factor))] += grad.square()
 
     model = mixed_model().eval()
     batch = batch_of(mixed_rows(), 3)
     tasks = [task for task, start, stop in batch.rows for _ in range(start, stop)]
     single = tuple(Segment(task, i, i + 1) for i, task in enumerate(tasks))
-    sink = Squares()
+    parameters: list[Tensor] = [p for _, p in model.trainable_parameters()]
+    sink = Squares(parameters)
     model.routing.sink = sink
     model(Batch(**{**vars(batch), "rows": single})).loss_sums.sum().backward()
     model.routing.sink = None
-    parameters = [p for _, p in model.trainable_parameters()]
     expected = [torch.zeros_like(p) for p in parameters]
     for row in batch.examples:
         loss = model(batch_of([row], 3)).loss_sums.sum()

@@ -1,36 +1,34 @@
-// 32-byte vectors without intrinsics, and one body compiled for two instruction sets.
+// Vectors without intrinsics, and one body compiled for several instruction sets.
 //
 // gcc and clang lower a vector to whatever the target has: one AVX register, two SSE or NEON ones.
-// A kernel writes its body once as MTLCORE_BODY and wraps it twice: plainly, and, on x86, under
-// MTLCORE_AVX2; `has_avx2()` picks at run time. 512-bit vectors gain nothing here: the kernels
-// wait for memory (8 x 5e6 fp32: 2 cores draw all the bandwidth there is).
+// A kernel writes its body once as MTLCORE_BODY and wraps it: plainly, and, on x86, under
+// MTLCORE_AVX2 and MTLCORE_AVX512; `has_avx2()` and `has_avx512()` pick at run time. Kernels that
+// wait for memory stop at AVX2: 512-bit vectors gain nothing there (Gramian of 8 x 5e6 fp32: 2
+// cores draw all the bandwidth there is).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #define MTLCORE_BODY static inline __attribute__((always_inline))
 #if defined(__x86_64__)
 #define MTLCORE_AVX2 __attribute__((target("avx2,fma")))
+#define MTLCORE_AVX512 __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")))
 #else
 #define MTLCORE_AVX2
+#define MTLCORE_AVX512
 #endif
 
 namespace mtlcore::cpu {
 
-template <class Scalar>
-struct Simd;
-
 // aligned(sizeof(Scalar)): rows start anywhere; may_alias: the memory holds plain scalars.
-template <>
-struct Simd<float> {
-    typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
-    static constexpr int kLanes = 8;
-};
-
-template <>
-struct Simd<double> {
-    typedef double Vector __attribute__((vector_size(32), aligned(8), may_alias));
-    static constexpr int kLanes = 4;
+template <class Scalar, int Bytes = 32>
+struct Simd {
+    typedef Scalar Vector
+        __attribute__((vector_size(Bytes), aligned(sizeof(Scalar)), may_alias));
+    static constexpr int kLanes = Bytes / static_cast<int>(sizeof(Scalar));
 };
 
 inline bool has_avx2() {
@@ -40,6 +38,62 @@ inline bool has_avx2() {
 #else
     return false;
 #endif
+}
+
+inline bool has_avx512() {
+#if defined(__x86_64__)
+    static const bool answer = has_avx2() && __builtin_cpu_supports("avx512f") &&
+                               __builtin_cpu_supports("avx512vl") &&
+                               __builtin_cpu_supports("avx512dq") &&
+                               __builtin_cpu_supports("avx512bw");
+    return answer;
+#else
+    return false;
+#endif
+}
+
+// -- sums of many vectors at once ----------------------------------------------------------------
+
+// Lane `lane` of one of the two operands of a halving step; `upper`: the second operand.
+// In groups of `group` lanes: the first half comes from a, the second from b, each time the lower
+// or the upper half of the same group.
+constexpr int halving_lane(int lane, int group, bool upper, int lanes) {
+    const int half = group / 2;
+    const int place = lane % group;
+    const int base = lane - place;
+    const int source = place < half ? base + place : lanes + base + place - half;
+    return source + (upper ? half : 0);
+}
+
+template <int Group, class Vector, std::size_t... Lane>
+MTLCORE_BODY void halve(const Vector& a, const Vector& b, Vector& out,
+                        std::index_sequence<Lane...>) {
+    constexpr int kLanes = sizeof...(Lane);
+#if defined(__clang__)
+    out = __builtin_shufflevector(a, b, halving_lane(Lane, Group, false, kLanes)...) +
+          __builtin_shufflevector(a, b, halving_lane(Lane, Group, true, kLanes)...);
+#else
+    using Integer = std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t>;
+    typedef Integer Mask __attribute__((vector_size(sizeof(Vector))));
+    out = __builtin_shuffle(a, b, Mask{halving_lane(Lane, Group, false, kLanes)...}) +
+          __builtin_shuffle(a, b, Mask{halving_lane(Lane, Group, true, kLanes)...});
+#endif
+}
+
+// vectors[0] [p] = the sum of the lanes of vectors[p]: as many vectors as lanes, in log2 steps.
+template <int Lanes, class Vector>
+MTLCORE_BODY void sum_lanes(Vector (&vectors)[Lanes]) {
+    constexpr auto kAll = std::make_index_sequence<Lanes>();
+    if constexpr (Lanes >= 16) {
+        for (int p = 0; p < 8; ++p) halve<16>(vectors[p], vectors[p + 8], vectors[p], kAll);
+    }
+    if constexpr (Lanes >= 8) {
+        for (int p = 0; p < 4; ++p) halve<8>(vectors[p], vectors[p + 4], vectors[p], kAll);
+    }
+    if constexpr (Lanes >= 4) {
+        for (int p = 0; p < 2; ++p) halve<4>(vectors[p], vectors[p + 2], vectors[p], kAll);
+    }
+    halve<2>(vectors[0], vectors[1], vectors[0], kAll);
 }
 
 }  // namespace mtlcore::cpu

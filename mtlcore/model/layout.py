@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
 from mtlcore.errors import UserError
+from mtlcore.ops.lora import Dropout, Slots
+from mtlcore.ops.reference.lora import keep_mask
 from mtlcore.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -96,6 +98,21 @@ class Layout:
         return torch.tensor(
             [[a.scale * a.serves(task) for a in adapters for _ in range(a.r)] for task in tasks]
         ).reshape(len(tasks), sum(a.r for a in adapters))
+
+    def rank_rows(self, adapters: Sequence[Adapter]) -> list[list[tuple[int, int, float]]]:
+        """For each task, then for `SHARED_ONLY`: the rank rows that it uses of these adapters.
+
+        Each row as (adapter, counted in `adapters`; row within the adapter; scale).
+        """
+        return [
+            [
+                (i, row, a.scale)
+                for i, a in enumerate(adapters)
+                if a.serves(task)
+                for row in range(a.r)
+            ]
+            for task in [*range(len(self.task_names)), SHARED_ONLY]
+        ]
 
     @classmethod
     def build(
@@ -233,6 +250,9 @@ class Routing:
     draw: tuple[object, ...] | None = None
     true_lengths: tuple[int, ...] | None = None
     _plans: dict[int, tuple[AdapterPlan, ...]] = field(default_factory=dict)
+    _tables: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _segment_tables: dict[Any, Tensor] = field(default_factory=dict)
+    _masks: dict[Any, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def enter(
         self,
@@ -254,7 +274,8 @@ class Routing:
         self.label_index = label_index
         self.draw = draw
         self.true_lengths = None if true_lengths is None else tuple(true_lengths)
-        self._plans.clear()
+        for table in (self._plans, self._segment_tables, self._masks):
+            table.clear()
 
     def leave(self) -> None:
         """Forget the batch, so that nothing can run on stale segments."""
@@ -285,44 +306,79 @@ class Routing:
             )
         return self._plans[tokens]
 
-    def keep_mask(self, layer: str, x: Tensor) -> Tensor | None:
-        """What to multiply the adapters' input x [tokens, in] with: 0 or 1 / (1 - dropout).
+    def slots(self, places: tuple[int, ...], x: Tensor, dtype: torch.dtype) -> Slots:
+        """What `mtlcore.ops.lora` must know of an input [tokens, in] of a layer.
+
+        `places` are the positions in the layout of the adapters that lie there, `dtype` is theirs.
+        Its tasks are those of the layout and, as the last, `SHARED_ONLY`.
+        """
+        key = (places, dtype, x.device)
+        if key not in self._tables:
+            self._tables[key] = _slot_tables(self.layout, places, dtype, x.device)
+        return Slots(self._segment_table(x), *self._tables[key])
+
+    def _segment_table(self, x: Tensor) -> Tensor:
+        """[S, 3] the segments of an input [tokens, in], on its device."""
+        key = (len(x), x.device)
+        if key not in self._segment_tables:
+            last = len(self.layout.task_names)
+            rows = [
+                (last if s.task == SHARED_ONLY else s.task, *s[1:]) for s in self.segments(len(x))
+            ]
+            self._segment_tables[key] = torch.tensor(rows, dtype=torch.int64, device=x.device)
+        return self._segment_tables[key]
+
+    def dropout_of(self, layer: int, x: Tensor) -> Dropout | None:
+        """The masks of an adapter layer's input x [tokens, in]; `layer`: a number of its own.
 
         The mask of a task's tokens depends on `draw`, the layer and the task's name alone: not on
         the other tasks in the batch, and a recomputed forward pass meets the same. None where no
         row of the batch has dropout.
         """
-        if not any(task >= 0 and self._dropout(task) for task, _, _ in self.rows):
+        if not any(self._dropout(task) for task, _, _ in self.rows):
             return None
-        tokens, width = x.shape
-        mask = x.new_ones(tokens, width)
+        key = (len(x), x.device)
+        if key not in self._masks:
+            self._masks[key] = self._mask_tables(x)
+        return Dropout(*self._masks[key], layer)
+
+    def _mask_tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shares [T + 1], keys [T + 1] and positions [tokens] of an input [tokens, in]."""
+        names = self.layout.task_names
+        shares = [*(self._dropout(task) for task in range(len(names))), 0.0]
+        if self.draw is None:
+            keys = torch.randint(2**63 - 1, (len(names) + 1,))
+        else:
+            keys = torch.tensor([*(seed_of(*self.draw, name) for name in names), 0])
+        positions = torch.full((len(x),), -1, dtype=torch.int32)
         seen: dict[int, int] = {}
-        for task, start, stop in self.segments(tokens):
-            share = self._dropout(task)
-            if not share:
-                continue
+        for task, start, stop in self.segments(len(x)):
             place: Tensor | slice = slice(start, stop)
             if self.row_lengths is None and self.true_lengths is not None:
-                place = self._true_tokens(start, stop, tokens // self.rows[-1].stop, x.device)
-            part = mask[place]
-            generator = None
-            if self.draw is not None:
-                key = seed_of(*self.draw, layer, self.layout.task_names[task], seen.get(task, 0))
-                generator = torch.Generator(x.device).manual_seed(key)
-            mask[place] = part.bernoulli_(1 - share, generator=generator).div_(1 - share)
-            seen[task] = seen.get(task, 0) + len(part)
-        return mask
+                place = self._true_tokens(start, stop, len(x) // self.rows[-1].stop)
+            count, first = len(positions[place]), seen.get(task, 0)
+            positions[place] = torch.arange(first, first + count, dtype=torch.int32)
+            seen[task] = first + count
+        tables = (torch.tensor(shares, dtype=torch.float64), keys, positions)
+        return tuple([table.to(x.device) for table in tables])  # type: ignore[return-value]
+
+    def keep_mask(self, layer: str, x: Tensor) -> Tensor | None:
+        """What the masks of a layer multiply its input with, [tokens, in]: 0 or 1 / (1 - share)."""
+        dropout = self.dropout_of(seed_of(layer), x)
+        if dropout is None:
+            return None
+        slots = self.slots((), x, torch.float64)
+        return keep_mask(x, slots, dropout).to(x.dtype)
 
     def _dropout(self, task: int) -> float:
         return self.dropout[task] if 0 <= task < len(self.dropout) else 0.0
 
-    def _true_tokens(self, start: int, stop: int, width: int, device: torch.device) -> Tensor:
+    def _true_tokens(self, start: int, stop: int, width: int) -> Tensor:
         """The places of tokens [start, stop) of padded rows that are no padding."""
         assert self.true_lengths is not None
         lengths = self.true_lengths[start // width : stop // width]
-        places = torch.arange(start, stop, device=device).view(-1, width)
-        kept = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
-        return places[kept]
+        places = torch.arange(start, stop).view(-1, width)
+        return places[torch.arange(width) < torch.tensor(lengths)[:, None]]
 
     def token_tasks(self, tokens: int, device: torch.device) -> Tensor:
         """[tokens] the task of each token (`SHARED_ONLY` indexes the last row of S)."""
@@ -352,3 +408,19 @@ def _plan(adapter: Adapter, segments: Sequence[Segment]) -> AdapterPlan:
         else:
             runs.append((start, stop))
     return AdapterPlan(tuple(runs), mine)
+
+
+def _slot_tables(
+    layout: Layout, places: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`Slots.rows` and `Slots.scales` [T + 1, K] of the adapters at some places of the layout."""
+    adapters = [layout.adapters[place] for place in places]
+    starts = [sum(a.r for a in adapters[:i]) for i in range(len(adapters))]
+    used = layout.rank_rows(adapters)
+    width = max(map(len, used), default=0)
+    rows = torch.full((len(used), width), -1, dtype=torch.int32)
+    scales = torch.zeros(len(used), width, dtype=dtype)
+    for task, slots in enumerate(used):
+        for k, (adapter, row, scale) in enumerate(slots):
+            rows[task, k], scales[task, k] = starts[adapter] + row, scale
+    return rows.to(device), scales.to(device)

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from mtlcore import ops
 from mtlcore.model.layers import AdapterLayer
+from mtlcore.seeds import seed_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mtlcore.model.layout import AdapterPlan, Routing
+    from mtlcore.model.layout import Routing
 
 
 class MultiTaskLora(AdapterLayer):
@@ -44,6 +47,9 @@ class MultiTaskLora(AdapterLayer):
         generator: Callable[[str], torch.Generator] | None = None,
     ) -> None:
         super().__init__(routing, name, "lora")
+        self.number = seed_of(name)  # of its dropout masks
+        frozen = [adapter.frozen for adapter in self.adapters]
+        self.trained = frozen.index(False) if False in frozen else 0  # an adapter
         self.base = base.requires_grad_(False)
         self.transposed = isinstance(base, Conv1D)
         out_features, in_features = base.weight.shape[:: -1 if self.transposed else 1]
@@ -63,33 +69,32 @@ class MultiTaskLora(AdapterLayer):
         flat = x.reshape(-1, self.in_features)
         weight: Tensor = self.base.weight
         bias: Tensor | None = self.base.bias
-        factors = self._weights()
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             flat, weight = flat.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        factors = [factor.to(flat.dtype) for factor in factors]
         if self.transposed:
             weight = weight.t()
-        # One mask for all adapters of the layer: they read the same input.
-        mask = self.routing.keep_mask(self.name, flat) if self.training else None
-        dropped = flat if mask is None else flat * mask
         y: Tensor
-        if self.routing.sink is None and torch.is_grad_enabled():
-            y = self._plain(flat, dropped, weight, bias, factors)
+        if not self.adapters:
+            y = F.linear(flat, weight, bias)
+        elif self.routing.sink is None and torch.is_grad_enabled():
+            y = self._plain(flat, weight, bias)
         else:
-            plans = self._plans(flat.shape[0])
             apply: Callable[..., Tensor] = _LoraLinear.apply  # torch leaves it untyped
-            y = apply(flat, dropped, weight, bias, self, plans, *factors)
+            slots = self.routing.slots(self.places, flat, self.down.dtype)
+            dropout = self.routing.dropout_of(self.number, flat) if self.training else None
+            y = apply(flat, weight, bias, self, slots, dropout, self.parameter(self.trained, 0))
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _plain(
-        self, x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Tensor]
-    ) -> Tensor:
+    def _plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The specification: dense rank space, ordinary autograd."""
+        factors = [factor.to(x.dtype) for factor in self._weights()]
         scales = self.layout.scales(self.adapters).to(x)  # [T + 1, R]
         mix = scales[self.routing.token_tasks(x.shape[0], x.device)]  # [N, R]
-        z = dropped @ torch.cat(factors[0::2]).t()  # [N, R]
+        # One mask for all adapters of the layer: they read the same input.
+        mask = self.routing.keep_mask(self.name, x) if self.training else None
+        z = (x if mask is None else x * mask) @ torch.cat(factors[0::2]).t()  # [N, R]
         return F.linear(x, weight, bias) + (z * mix) @ torch.cat(factors[1::2])
 
     def _gather(self) -> None:
@@ -100,6 +105,10 @@ class MultiTaskLora(AdapterLayer):
                 factor.values(), buffer.split([p.shape[0] for p in factor.values()]), strict=True
             ):
                 parameter.data = part
+            if factor is self.lora_A:
+                self.down = buffer
+            else:
+                self.up = buffer
 
     def _apply(self, *args: Any, **kwargs: Any) -> MultiTaskLora:
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -118,53 +127,27 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        dropped: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         layer: MultiTaskLora,
-        plans: tuple[AdapterPlan, ...],
-        *factors: Tensor,
+        slots: ops.Slots,
+        dropout: ops.Dropout | None,
+        trained: Tensor,  # only that autograd comes by, even if x wants no gradient
     ) -> Tensor:
         y = F.linear(x, weight, bias)  # [N, out]
-        reduced = []  # z = x Aᵀ of each run, [n, r]: small, so kept for the gradient of B
-        for index, (adapter, plan) in enumerate(zip(layer.adapters, plans, strict=True)):
-            down, up = factors[2 * index], factors[2 * index + 1]
-            for start, stop in plan.runs:
-                z = dropped[start:stop] @ down.t()
-                y[start:stop].addmm_(z, up, alpha=adapter.scale)
-                reduced.append(z)
-        ctx.layer, ctx.plans, ctx.same_input = layer, plans, dropped is x
-        ctx.save_for_backward(x if dropped is x else dropped, weight, *factors, *reduced)
+        z = ops.lora_forward(
+            x.detach(), layer.down, layer.up, slots, y, dropout
+        )  # [N, K]: small, so kept
+        ctx.layer, ctx.slots, ctx.dropout = layer, slots, dropout
+        ctx.save_for_backward(x, weight, z, layer.down, layer.up)
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dropped, weight, *rest = ctx.saved_tensors
-        layer = ctx.layer
-        sink, adapters = layer.sink(), layer.adapters
-        factors, reduced = rest[: 2 * len(adapters)], iter(rest[2 * len(adapters) :])
+        x, weight, z, down, up = ctx.saved_tensors
         dx = dy @ weight if ctx.needs_input_grad[0] else None
-        wants_input = ctx.needs_input_grad[0 if ctx.same_input else 1]
-        dropped_dx = dx if ctx.same_input else (torch.zeros_like(dropped) if wants_input else None)
-        for index, (adapter, plan) in enumerate(zip(adapters, ctx.plans, strict=True)):
-            down, up = factors[2 * index], factors[2 * index + 1]
-            segments = iter(plan.segments)
-            for start, stop in plan.runs:
-                z = next(reduced)
-                if adapter.frozen and dropped_dx is None:
-                    continue
-                dz = (dy[start:stop] @ up.t()).mul_(adapter.scale)  # [n, r]
-                if dropped_dx is not None:
-                    dropped_dx[start:stop].addmm_(dz, down)
-                if adapter.frozen:
-                    continue
-                position = start
-                while position < stop:
-                    task, position, end = next(segments)
-                    rows = slice(position, end)
-                    inner = slice(position - start, end - start)
-                    sink.add(layer, index, 0, task, dz[inner], dropped[rows], 1.0)
-                    sink.add(layer, index, 1, task, z[inner], dy[rows], adapter.scale)
-                    position = end
-        input_grads = (dx, None) if ctx.same_input else (dx, dropped_dx)
-        return (*input_grads, None, None, None, None, *([None] * len(factors)))
+        places = ctx.layer.sink().places(ctx.layer)
+        dense = dy if dy.stride(-1) == 1 else dy.contiguous()  # of a sum: the same element all over
+        ops.lora_backward(dense, x.detach(), z, down, up, ctx.slots, places, dx, ctx.dropout)
+        return (dx, None, None, None, None, None, None)

@@ -3,13 +3,19 @@
 from mtlcore.ops.backend import BackendError, OpStatus, active_backend, table, use_backend
 from mtlcore.ops.combine import combine
 from mtlcore.ops.gramian import gramian
+from mtlcore.ops.lora import Dropout, Places, Slots, lora_backward, lora_forward
 
 __all__ = [
     "BackendError",
+    "Dropout",
     "OpStatus",
+    "Places",
+    "Slots",
     "active_backend",
     "combine",
     "gramian",
+    "lora_backward",
+    "lora_forward",
     "table",
     "use_backend",
 ]

@@ -1,0 +1,474 @@
+// Low-rank adapters by segments of tokens: forward, and backward with a gradient per task.
+//
+// Two register tiles do all the work. `dots` makes products of rows with rows (x with rows of A, dy
+// with rows of B): as many sums as a vector has lanes, reduced together at the end. `outer` adds
+// coefficients times rows (to y, to dx, and to the gradients). Neither needs a packed or transposed
+// copy of a factor, and rank rows are found by table, so those of a task may lie anywhere.
+//
+// Work is cut by tokens where rows of the result are tokens, by columns where they are rank rows:
+// no two threads write to one place, and each sum runs in the same order with any number of
+// threads.
+
+#include "common/lora.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "common/half.h"
+#include "common/philox.h"
+#include "cpu/simd.h"
+#include "ops.h"
+
+namespace mtlcore::cpu {
+namespace {
+
+constexpr int64_t kBlock = 16;             // tokens that a thread takes at a time
+constexpr int64_t kGradTokens = 128;       // tokens whose columns are in the L1 cache together
+constexpr int64_t kGradColumns = 64;       // columns that a thread takes at a time
+static_assert(kGradColumns == kMaskColumns, "one block of columns, one block of the mask");
+
+template <class Scalar, int Bytes>
+struct Tile {
+    using Vector = typename Simd<Scalar, Bytes>::Vector;
+    static constexpr int kLanes = Simd<Scalar, Bytes>::kLanes;
+    // dots: kLeft x kRight = kLanes sums. outer: kRows x kVectors vectors of sums.
+    static constexpr int kRight = kLanes >= 16 ? 4 : 2;
+    static constexpr int kLeft = kLanes / kRight;
+    static constexpr int kRows = 4;
+    static constexpr int kVectors = Bytes >= 64 ? 4 : 2;
+};
+
+template <class Vector, class Scalar>
+MTLCORE_BODY void load(const Scalar* place, Vector& vector) {
+    vector = *reinterpret_cast<const Vector*>(place);
+}
+
+// sums[i * kRight + j] = left[i] . right[j] over `count` columns.
+template <int Bytes, class Scalar>
+MTLCORE_BODY void dots(const Scalar* const* left, const Scalar* const* right, int64_t count,
+                       Scalar* sums) {
+    using T = Tile<Scalar, Bytes>;
+    using Vector = typename T::Vector;
+    Vector lanes[T::kLanes] = {};
+    int64_t column = 0;
+    for (; column + T::kLanes <= count; column += T::kLanes) {
+        Vector b[T::kRight];
+        for (int j = 0; j < T::kRight; ++j) load(right[j] + column, b[j]);
+        for (int i = 0; i < T::kLeft; ++i) {
+            Vector a;
+            load(left[i] + column, a);
+            for (int j = 0; j < T::kRight; ++j) lanes[i * T::kRight + j] += a * b[j];
+        }
+    }
+    if (column < count) {
+        const int64_t rest = count - column;
+        Vector b[T::kRight] = {};
+        for (int j = 0; j < T::kRight; ++j) {
+            for (int64_t lane = 0; lane < rest; ++lane) b[j][lane] = right[j][column + lane];
+        }
+        for (int i = 0; i < T::kLeft; ++i) {
+            Vector a = {};
+            for (int64_t lane = 0; lane < rest; ++lane) a[lane] = left[i][column + lane];
+            for (int j = 0; j < T::kRight; ++j) lanes[i * T::kRight + j] += a * b[j];
+        }
+    }
+    sum_lanes<T::kLanes>(lanes);
+    *reinterpret_cast<Vector*>(sums) = lanes[0];
+}
+
+// products[i * stride + k] = left[i] . right[k], for n left rows and m right rows.
+template <int Bytes, class Scalar>
+MTLCORE_BODY void all_dots(const Scalar* const* left, int64_t n, const Scalar* const* right,
+                           int64_t m, int64_t count, Scalar* products, int64_t stride) {
+    using T = Tile<Scalar, Bytes>;
+    for (int64_t i = 0; i < n; i += T::kLeft) {
+        const Scalar* a[T::kLeft];  // surplus rows of a tile repeat the last one
+        for (int64_t p = 0; p < T::kLeft; ++p) a[p] = left[std::min(i + p, n - 1)];
+        for (int64_t k = 0; k < m; k += T::kRight) {
+            const Scalar* b[T::kRight];
+            for (int64_t q = 0; q < T::kRight; ++q) b[q] = right[std::min(k + q, m - 1)];
+            Scalar sums[T::kLanes];
+            dots<Bytes>(a, b, count, sums);
+            for (int64_t p = 0; p < std::min<int64_t>(T::kLeft, n - i); ++p) {
+                for (int64_t q = 0; q < std::min<int64_t>(T::kRight, m - k); ++q) {
+                    products[(i + p) * stride + k + q] = sums[p * T::kRight + q];
+                }
+            }
+        }
+    }
+}
+
+// target[i] += sum_k coefficients[i * step_i + k * step_k] * rows(k), in columns [0, V vectors).
+template <int Bytes, int V, class Scalar, class Rows, class Target>
+MTLCORE_BODY void outer_vectors(const Scalar* coefficients, int64_t step_i, int64_t step_k,
+                                const Rows& rows, int64_t depth, int64_t column,
+                                Target* const* target, int64_t count) {
+    using T = Tile<Scalar, Bytes>;
+    using Vector = typename T::Vector;
+    Vector sums[T::kRows][V] = {};
+    const Scalar* own[T::kRows];
+    for (int64_t i = 0; i < T::kRows; ++i) {
+        own[i] = coefficients + std::min(i, count - 1) * step_i;
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+        const Scalar* row = rows(k) + column;
+        Vector parts[V];
+        for (int v = 0; v < V; ++v) load(row + v * T::kLanes, parts[v]);
+        for (int i = 0; i < T::kRows; ++i) {
+            const Scalar coefficient = own[i][k * step_k];
+            for (int v = 0; v < V; ++v) sums[i][v] += coefficient * parts[v];
+        }
+    }
+    for (int i = 0; i < T::kRows; ++i) {
+        if (i >= count) break;
+        Target* out = target[i] + column;
+        for (int v = 0; v < V; ++v) {
+            if constexpr (std::is_same_v<Target, Scalar>) {
+                *reinterpret_cast<Vector*>(out + v * T::kLanes) += sums[i][v];
+            } else {
+                for (int lane = 0; lane < T::kLanes; ++lane) {
+                    Target& one = out[v * T::kLanes + lane];
+                    narrow(widen(one) + sums[i][v][lane], one);
+                }
+            }
+        }
+    }
+}
+
+// The same for n targets and `columns` columns.
+template <int Bytes, class Scalar, class Rows, class Target>
+MTLCORE_BODY void outer(const Scalar* coefficients, int64_t step_i, int64_t step_k,
+                        const Rows& rows, int64_t depth, Target* const* targets, int64_t n,
+                        int64_t columns) {
+    using T = Tile<Scalar, Bytes>;
+    constexpr int64_t kWide = T::kVectors * T::kLanes;
+    int64_t column = 0;
+    for (; column + kWide <= columns; column += kWide) {
+        for (int64_t i = 0; i < n; i += T::kRows) {
+            outer_vectors<Bytes, T::kVectors>(coefficients + i * step_i, step_i, step_k, rows,
+                                              depth, column, targets + i, n - i);
+        }
+    }
+    for (; column + T::kLanes <= columns; column += T::kLanes) {
+        for (int64_t i = 0; i < n; i += T::kRows) {
+            outer_vectors<Bytes, 1>(coefficients + i * step_i, step_i, step_k, rows, depth, column,
+                                    targets + i, n - i);
+        }
+    }
+    for (; column < columns; ++column) {
+        for (int64_t i = 0; i < n; ++i) {
+            Scalar sum = 0;
+            for (int64_t k = 0; k < depth; ++k) {
+                sum += coefficients[i * step_i + k * step_k] * rows(k)[column];
+            }
+            narrow(widen(targets[i][column]) + sum, targets[i][column]);
+        }
+    }
+}
+
+// Multiply `count` columns from `first` (a multiple of 64) of one token's x with its mask.
+template <class Scalar>
+MTLCORE_BODY void drop(const Dropout& dropout, int64_t task, int64_t token, int64_t first,
+                       int64_t count, Scalar* values) {
+    const int32_t position = dropout.positions[token];
+    if (position < 0) return;
+    const double share = dropout.shares[task];
+    const auto kept = static_cast<Scalar>(1.0 / (1.0 - share));
+    const auto threshold = static_cast<uint32_t>(share * 0x1p32);
+    uint32_t words[kMaskColumns];
+    for (int64_t column = 0; column < count; column += kMaskColumns) {
+        philox_block(static_cast<uint64_t>(dropout.keys[task]), dropout.layer,
+                     static_cast<uint32_t>(position),
+                     static_cast<uint32_t>((first + column) / kMaskColumns), words);
+        const int64_t width = std::min<int64_t>(kMaskColumns, count - column);
+        for (int64_t c = 0; c < width; ++c) {
+            values[column + c] *= words[c] >= threshold ? kept : Scalar(0);
+        }
+    }
+}
+
+template <class Scalar>
+bool drops(const Lora<Scalar>& lora, int64_t task) {
+    return lora.dropout.any && lora.dropout.shares[task] > 0;
+}
+
+// Rows of one task and their slots, ready for the tiles.
+template <class Scalar>
+struct Block {
+    std::vector<Scalar> staged;        // [kBlock, columns] copies that were widened or masked
+    std::vector<Scalar> coefficients;  // [kBlock, width]
+    std::vector<const Scalar*> factor_rows;
+    const Scalar* rows[kBlock];
+
+    Block(const Lora<Scalar>& lora)
+        : staged(kBlock * std::max(lora.in, lora.out)),
+          coefficients(kBlock * lora.width),
+          factor_rows(lora.width) {}
+
+    // `rows` of the tokens [start, start + n) of `source`.
+    template <class X>
+    void take(const X* source, int64_t stride, int64_t columns, int64_t start, int64_t n) {
+        for (int64_t i = 0; i < n; ++i) {
+            const X* row = source + (start + i) * stride;
+            if constexpr (std::is_same_v<X, Scalar>) {
+                rows[i] = row;
+            } else {
+                Scalar* copy = staged.data() + i * columns;
+                for (int64_t c = 0; c < columns; ++c) copy[c] = widen(row[c]);
+                rows[i] = copy;
+            }
+        }
+    }
+
+    void point(const Lora<Scalar>& lora, const Scalar* factor, int64_t columns, int64_t task,
+               int64_t slots) {
+        for (int64_t k = 0; k < slots; ++k) {
+            factor_rows[k] = factor + lora.rows[task * lora.width + k] * columns;
+        }
+    }
+};
+
+struct Item {
+    int64_t task, start, count;
+};
+
+inline std::vector<Item> items_of(const Segment* segments, int64_t segment_count) {
+    std::vector<Item> items;
+    for (int64_t s = 0; s < segment_count; ++s) {
+        for (int64_t token = segments[s].start; token < segments[s].stop; token += kBlock) {
+            items.push_back({segments[s].task, token,
+                             std::min(kBlock, segments[s].stop - token)});
+        }
+    }
+    return items;
+}
+
+// z = x Aᵀ and y += (z * scale) B, for the tokens of one item.
+template <int Bytes, class X, class Scalar>
+MTLCORE_BODY void forward_body(const Lora<Scalar>& lora, const Item& item, const X* x,
+                               int64_t x_stride, X* y, int64_t y_stride, Scalar* z,
+                               Block<Scalar>& block) {
+    const auto [task, start, n] = item;
+    const int64_t width = lora.width;
+    const int64_t slots = lora.slots(task);
+    Scalar* reduced = z + start * width;
+    std::fill_n(reduced, n * width, Scalar(0));
+    if (slots == 0) return;
+    block.take(x, x_stride, lora.in, start, n);
+    if (drops(lora, task)) {
+        for (int64_t i = 0; i < n; ++i) {
+            Scalar* copy = block.staged.data() + i * lora.in;
+            if (block.rows[i] != copy) std::copy_n(block.rows[i], lora.in, copy);
+            drop(lora.dropout, task, start + i, 0, lora.in, copy);
+            block.rows[i] = copy;
+        }
+    }
+    block.point(lora, lora.A, lora.in, task, slots);
+    all_dots<Bytes>(block.rows, n, block.factor_rows.data(), slots, lora.in, reduced, width);
+    const Scalar* scales = lora.scales + task * width;
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t k = 0; k < slots; ++k) {
+            block.coefficients[i * width + k] = reduced[i * width + k] * scales[k];
+        }
+    }
+    block.point(lora, lora.B, lora.out, task, slots);
+    const Scalar* const* rows = block.factor_rows.data();
+    X* targets[kBlock];
+    for (int64_t i = 0; i < n; ++i) targets[i] = y + (start + i) * y_stride;
+    outer<Bytes>(block.coefficients.data(), width, 1, [rows](int64_t k) { return rows[k]; }, slots,
+                 targets, n, lora.out);
+}
+
+// dz = (dy Bᵀ) * scale and dx += mask * (dz A), for the tokens of one item.
+template <int Bytes, class X, class Scalar>
+MTLCORE_BODY void backward_body(const Lora<Scalar>& lora, const Item& item, const X* dy,
+                                int64_t dy_stride, X* dx, int64_t dx_stride, Scalar* dz,
+                                Block<Scalar>& block) {
+    const auto [task, start, n] = item;
+    const int64_t width = lora.width;
+    const int64_t slots = lora.slots(task);
+    Scalar* reduced = dz + start * width;
+    std::fill_n(reduced, n * width, Scalar(0));
+    if (slots == 0) return;
+    block.take(dy, dy_stride, lora.out, start, n);
+    block.point(lora, lora.B, lora.out, task, slots);
+    all_dots<Bytes>(block.rows, n, block.factor_rows.data(), slots, lora.out, reduced, width);
+    const Scalar* scales = lora.scales + task * width;
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t k = 0; k < slots; ++k) reduced[i * width + k] *= scales[k];
+    }
+    if (dx == nullptr) return;
+    block.point(lora, lora.A, lora.in, task, slots);
+    const Scalar* const* factor_rows = block.factor_rows.data();
+    const auto rows = [factor_rows](int64_t k) { return factor_rows[k]; };
+    if (!drops(lora, task)) {
+        X* targets[kBlock];
+        for (int64_t i = 0; i < n; ++i) targets[i] = dx + (start + i) * dx_stride;
+        outer<Bytes>(reduced, width, 1, rows, slots, targets, n, lora.in);
+        return;
+    }
+    Scalar* targets[kBlock];
+    std::fill_n(block.staged.data(), n * lora.in, Scalar(0));
+    for (int64_t i = 0; i < n; ++i) targets[i] = block.staged.data() + i * lora.in;
+    outer<Bytes>(reduced, width, 1, rows, slots, targets, n, lora.in);
+    for (int64_t i = 0; i < n; ++i) {
+        drop(lora.dropout, task, start + i, 0, lora.in, targets[i]);
+        X* out = dx + (start + i) * dx_stride;
+        for (int64_t c = 0; c < lora.in; ++c) narrow(widen(out[c]) + targets[i][c], out[c]);
+    }
+}
+
+// What one thread needs for columns of gradients.
+template <class Scalar>
+struct Columns {
+    std::vector<Scalar> source;  // [kGradTokens, kGradColumns]
+    std::vector<Scalar> sums;    // [width, kGradColumns]
+    std::vector<Scalar*> targets;
+
+    Columns(int64_t width)
+        : source(kGradTokens * kGradColumns), sums(width * kGradColumns), targets(width) {
+        for (int64_t k = 0; k < width; ++k) targets[k] = sums.data() + k * kGradColumns;
+    }
+};
+
+// The gradients of one factor in the columns [first, first + count), of all segments:
+// coefficientsᵀ source of each, times what its slot asks for.
+template <int Bytes, class X, class Scalar>
+MTLCORE_BODY void grad_body(const Lora<Scalar>& lora, const LoraGrads<Scalar>& grads, bool of_A,
+                            const X* source, int64_t stride, const Scalar* coefficients,
+                            int64_t first, int64_t count, Columns<Scalar>& columns) {
+    const int64_t width = lora.width;
+    const int64_t* offsets = of_A ? grads.offsets_A : grads.offsets_B;
+    Scalar* const buffer = columns.source.data();
+    for (int64_t s = 0; s < lora.segment_count; ++s) {
+        const Segment segment = lora.segments[s];
+        const int64_t task = segment.task;
+        const int64_t slots = lora.slots(task);
+        if (segment.start >= segment.stop || slots == 0) continue;
+        const int64_t* places = offsets + task * width;
+        if (std::all_of(places, places + slots, [](int64_t place) { return place < 0; })) continue;
+        const bool masked = of_A && drops(lora, task);
+        std::fill_n(columns.sums.data(), slots * kGradColumns, Scalar(0));
+        for (int64_t start = segment.start; start < segment.stop; start += kGradTokens) {
+            const int64_t n = std::min(kGradTokens, segment.stop - start);
+            for (int64_t i = 0; i < n; ++i) {
+                const X* row = source + (start + i) * stride + first;
+                Scalar* copy = buffer + i * kGradColumns;
+                for (int64_t c = 0; c < count; ++c) copy[c] = widen(row[c]);
+                if (masked) drop(lora.dropout, task, start + i, first, count, copy);
+            }
+            outer<Bytes>(coefficients + start * width, 1, width,
+                         [buffer](int64_t i) { return buffer + i * kGradColumns; }, n,
+                         columns.targets.data(), slots, count);
+        }
+        for (int64_t k = 0; k < slots; ++k) {
+            if (places[k] < 0) continue;
+            Scalar factor = grads.weights[task * width + k];
+            if (!of_A) factor *= lora.scales[task * width + k];
+            Scalar* out = grads.memory + places[k] + first;
+            const Scalar* sums = columns.targets[k];
+            if (grads.square) {
+                for (int64_t c = 0; c < count; ++c) {
+                    out[c] += (factor * sums[c]) * (factor * sums[c]);
+                }
+            } else {
+                for (int64_t c = 0; c < count; ++c) out[c] += factor * sums[c];
+            }
+        }
+    }
+}
+
+// Each body once for every instruction set.
+#define MTLCORE_FOR_EACH_TARGET(name, params, arguments)                                \
+    template <class X, class Scalar>                                                    \
+    void name##_plain params {                                                          \
+        name##_body<16> arguments;                                                      \
+    }                                                                                   \
+    template <class X, class Scalar>                                                    \
+    MTLCORE_AVX2 void name##_avx2 params {                                              \
+        name##_body<32> arguments;                                                      \
+    }                                                                                   \
+    template <class X, class Scalar>                                                    \
+    MTLCORE_AVX512 void name##_avx512 params {                                          \
+        name##_body<64> arguments;                                                      \
+    }                                                                                   \
+    template <class X, class Scalar>                                                    \
+    auto name##_kernel() {                                                              \
+        return has_avx512() ? name##_avx512<X, Scalar>                                  \
+               : has_avx2() ? name##_avx2<X, Scalar>                                    \
+                            : name##_plain<X, Scalar>;                                  \
+    }
+
+MTLCORE_FOR_EACH_TARGET(forward,
+                        (const Lora<Scalar>& lora, const Item& item, const X* x, int64_t x_stride,
+                         X* y, int64_t y_stride, Scalar* z, Block<Scalar>& block),
+                        (lora, item, x, x_stride, y, y_stride, z, block))
+MTLCORE_FOR_EACH_TARGET(backward,
+                        (const Lora<Scalar>& lora, const Item& item, const X* dy, int64_t dy_stride,
+                         X* dx, int64_t dx_stride, Scalar* dz, Block<Scalar>& block),
+                        (lora, item, dy, dy_stride, dx, dx_stride, dz, block))
+MTLCORE_FOR_EACH_TARGET(grad,
+                        (const Lora<Scalar>& lora, const LoraGrads<Scalar>& grads, bool of_A,
+                         const X* source, int64_t stride, const Scalar* coefficients, int64_t first,
+                         int64_t count, Columns<Scalar>& columns),
+                        (lora, grads, of_A, source, stride, coefficients, first, count, columns))
+
+}  // namespace
+
+template <class X, class Scalar>
+void lora_forward(const Lora<Scalar>& lora, const X* x, int64_t x_stride, X* y, int64_t y_stride,
+                  Scalar* z, int threads) {
+    const auto kernel = forward_kernel<X, Scalar>();
+    const std::vector<Item> items = items_of(lora.segments, lora.segment_count);
+    const auto count = static_cast<int64_t>(items.size());
+#pragma omp parallel num_threads(threads) if (count > 1)
+    {
+        Block<Scalar> block(lora);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < count; ++i) {
+            kernel(lora, items[i], x, x_stride, y, y_stride, z, block);
+        }
+    }
+}
+
+template <class X, class Scalar>
+void lora_backward(const Lora<Scalar>& lora, const LoraGrads<Scalar>& grads, const X* dy,
+                   int64_t dy_stride, const X* x, int64_t x_stride, const Scalar* z, X* dx,
+                   int64_t dx_stride, Scalar* dz, int threads) {
+    const auto tokens = backward_kernel<X, Scalar>();
+    const auto grad = grad_kernel<X, Scalar>();
+    const std::vector<Item> items = items_of(lora.segments, lora.segment_count);
+    const auto count = static_cast<int64_t>(items.size());
+    const int64_t of_A = (lora.in + kGradColumns - 1) / kGradColumns;
+    const int64_t of_B = (lora.out + kGradColumns - 1) / kGradColumns;
+#pragma omp parallel num_threads(threads) if (count > 1)
+    {
+        Block<Scalar> block(lora);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < count; ++i) {
+            tokens(lora, items[i], dy, dy_stride, dx, dx_stride, dz, block);
+        }
+        Columns<Scalar> columns(lora.width);
+#pragma omp for schedule(dynamic)
+        for (int64_t part = 0; part < of_A + of_B; ++part) {
+            const bool is_A = part < of_A;
+            const int64_t first = (is_A ? part : part - of_A) * kGradColumns;
+            const int64_t end = is_A ? lora.in : lora.out;
+            grad(lora, grads, is_A, is_A ? x : dy, is_A ? x_stride : dy_stride, is_A ? dz : z,
+                 first, std::min(kGradColumns, end - first), columns);
+        }
+    }
+}
+
+#define MTLCORE_INSTANTIATE(X, Scalar)                                                            \
+    template void lora_forward(const Lora<Scalar>&, const X*, int64_t, X*, int64_t, Scalar*,      \
+                               int);                                                              \
+    template void lora_backward(const Lora<Scalar>&, const LoraGrads<Scalar>&, const X*, int64_t, \
+                                const X*, int64_t, const Scalar*, X*, int64_t, Scalar*, int);
+MTLCORE_INSTANTIATE(float, float)
+MTLCORE_INSTANTIATE(double, double)
+MTLCORE_INSTANTIATE(Bfloat16, float)
+MTLCORE_INSTANTIATE(Float16, float)
+
+}  // namespace mtlcore::cpu

@@ -1,0 +1,304 @@
+"""Low-rank adapters for tokens of many tasks at once: forward, and a gradient for each task.
+
+The tokens of a batch lie in segments of one task each. Every task has up to K slots; slot k of task
+t is the rank row ``rows[t, k]`` of the factors A [R, in] and B [R, out], which hold all adapters of
+a layer side by side. So a task's shared, group and own adapters are slots like any others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlcore.ops import backend
+from mtlcore.ops.checks import check_dense_rows, check_shape, check_tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Slots(NamedTuple):
+    """Which rank rows the tokens of a batch use.
+
+    segments [S, 3] int64: (task, start, stop), tokens [start, stop) of one task, none in two.
+    rows [T, K] int32: rank rows of each task; below 0 behind its last.
+    scales [T, K]: what their products are multiplied with; float64 for float64 factors, else
+    float32.
+
+    All three are on the CPU for CPU tensors, else on the device of x.
+    """
+
+    segments: Tensor
+    rows: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Masks of the adapters' input, out of counters alone: nothing is stored.
+
+    An element of x is kept, times 1 / (1 - share), if its 32-bit word of Philox 4x32-10 (Salmon et
+    al., SC 2011, https://doi.org/10.1145/2063384.2063405) is at least share * 2^32. The word
+    depends on the task's key, the layer, the token's position within its task, and the column: see
+    csrc/common/philox.h.
+
+    shares [T] float64 in [0, 1); keys [T] int64; positions [N] int32, below 0 for tokens that are
+    never masked (padding); layer: any 63-bit number.
+    """
+
+    shares: Tensor
+    keys: Tensor
+    positions: Tensor
+    layer: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the gradients of a task's slots are added: rows of a flat memory.
+
+    memory [M] contiguous, of the factors' dtype: row k of A's gradient for task t is added to
+    ``memory[offsets_A[t, k] :][:in]``, B's likewise; below 0 it is not wanted. Tasks may have the
+    same place for a row (a gradient over all tasks). offsets [T, K] int64; weights [T, K] of the
+    factors' dtype: what the gradient of each slot is multiplied with. `square` adds the square of
+    each segment's gradient instead, for the Fisher information of single rows.
+    """
+
+    memory: Tensor
+    offsets_A: Tensor  # noqa: N815  # A and B are the names of the formulas
+    offsets_B: Tensor  # noqa: N815
+    weights: Tensor
+    square: bool = False
+
+
+def lora_forward(
+    x: Tensor, A: Tensor, B: Tensor, slots: Slots, y: Tensor, dropout: Dropout | None = None
+) -> Tensor:
+    """Add the adapters' part to the output of a frozen linear layer.
+
+        z[n, k] = drop(x)_n . A[rows[t, k]]      t: the task of token n
+        y_n    += sum_k scales[t, k] z[n, k] B[rows[t, k]]
+
+    LoRA (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685) with B transposed, each token with
+    the adapters of its task.
+
+    Args:
+        x: [N, in] float32, float64, bfloat16 or float16, rows dense.
+        A, B: [R, in] and [R, out] contiguous; float64 for float64 x, else float32.
+        y: [N, out] of x's dtype, rows dense; changed in place.
+
+    Returns:
+        z [N, K] of the factors' dtype, which the backward needs; 0 in slots that a task lacks.
+        Tokens of no segment keep their y. The same bits in every run, with any number of threads.
+
+    Raises:
+        TypeError, ValueError: an argument has another dtype, shape or device.
+    """
+    _check(x, A, B, slots, dropout)
+    check_tensor("y", y, ndim=2, dtypes=(x.dtype,), like=x)
+    check_shape("y", y, (x.shape[0], B.shape[1]), "[N, out]")
+    check_dense_rows("y", y)
+    z = A.new_zeros(x.shape[0], slots.rows.shape[1])
+    raw_forward(x, A, B, *slots, *_spread(dropout, x), y, z)
+    return z
+
+
+def lora_backward(
+    dy: Tensor,
+    x: Tensor,
+    z: Tensor,
+    A: Tensor,
+    B: Tensor,
+    slots: Slots,
+    places: Places,
+    dx: Tensor | None = None,
+    dropout: Dropout | None = None,
+) -> Tensor:
+    """Backward of `lora_forward`, with one gradient of A and B per segment.
+
+        dz[n, k] = scales[t, k] dy_n . B[rows[t, k]]
+        dx_n    += mask_n * sum_k dz[n, k] A[rows[t, k]]
+        dA[t, k] = weights[t, k] sum_{n of t} dz[n, k] drop(x)_n
+        dB[t, k] = weights[t, k] scales[t, k] sum_{n of t} z[n, k] dy_n
+
+    Args:
+        dy: [N, out] the gradient of y; x, z, A, B, slots, dropout as they were in the forward.
+        places: where dA and dB are added.
+        dx: [N, in] of x's dtype, rows dense; changed in place, unless None.
+
+    Returns:
+        dz [N, K] of the factors' dtype. Nothing is added by atomics: the same bits in every run.
+
+    Raises:
+        TypeError, ValueError: an argument has another dtype, shape or device.
+    """
+    _check(x, A, B, slots, dropout)
+    tokens, width = x.shape[0], slots.rows.shape[1]
+    check_tensor("dy", dy, ndim=2, dtypes=(x.dtype,), like=x)
+    check_shape("dy", dy, (tokens, B.shape[1]), "[N, out]")
+    check_dense_rows("dy", dy)
+    check_tensor("z", z, ndim=2, dtypes=(A.dtype,), like=x)
+    check_shape("z", z, (tokens, width), "[N, K]")
+    _check_places(places, A, slots)
+    if dx is not None:
+        check_tensor("dx", dx, ndim=2, dtypes=(x.dtype,), like=x)
+        check_shape("dx", dx, x.shape, "[N, in]")
+        check_dense_rows("dx", dx)
+    dz = torch.zeros_like(z)
+    raw_backward(
+        dy, x, z, A, B, *slots, *_spread(dropout, x), places.offsets_A, places.offsets_B,
+        places.weights, places.square, x.new_empty(0) if dx is None else dx, dz, places.memory,
+    )  # fmt: skip
+    return dz
+
+
+# Raw ops: no checks, no autograd, opaque to torch.compile. Not `torch.library.custom_op`, whose
+# care for mutated arguments costs 20 times as much per call (12 tensors: 170 us against 8 us).
+_library = torch.library.Library("mtlcore", "FRAGMENT")
+_COMMON = (
+    "Tensor A, Tensor B, Tensor segments, Tensor rows, Tensor scales, "
+    "Tensor shares, Tensor keys, Tensor positions, int layer"
+)
+_library.define(f"lora_forward(Tensor x, {_COMMON}, Tensor(a!) y, Tensor(b!) z) -> ()")
+_library.define(
+    f"lora_backward(Tensor dy, Tensor x, Tensor z, {_COMMON}, Tensor offsets_A, Tensor offsets_B, "
+    "Tensor weights, bool square, Tensor(a!) dx, Tensor(b!) dz, Tensor(c!) memory) -> ()"
+)
+
+
+def _dispatch(op: str) -> None:
+    """Let torch call the kernel of the tensors' device, and know that it returns nothing."""
+
+    def run(first: Tensor, *rest: object) -> None:
+        backend.kernel(op, first.device)(first, *rest)
+
+    _library.impl(op, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mtlcore::{op}", lambda *arguments: None, lib=_library)
+
+
+_dispatch("lora_forward")
+_dispatch("lora_backward")
+raw_forward = torch.ops.mtlcore.lora_forward.default
+raw_backward = torch.ops.mtlcore.lora_backward.default
+
+
+def _spread(dropout: Dropout | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    if dropout is None:
+        none = _NONE.get(x.device)
+        if none is None:
+            none = _NONE.setdefault(x.device, torch.empty(0, device=x.device))
+        return none, none, none, 0
+    return dropout.shares, dropout.keys, dropout.positions, dropout.layer
+
+
+_NONE: dict[torch.device, Tensor] = {}
+
+
+def _gathered(shares: Tensor, keys: Tensor, positions: Tensor, layer: int) -> Dropout | None:
+    return Dropout(shares, keys, positions, layer) if len(shares) else None
+
+
+def _check(x: Tensor, A: Tensor, B: Tensor, slots: Slots, dropout: Dropout | None) -> None:
+    check_tensor("x", x, ndim=2, dtypes=FLOATS, like=x)
+    check_dense_rows("x", x)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    for name, factor in (("A", A), ("B", B)):
+        check_tensor(name, factor, ndim=2, dtypes=(wide,), like=x)
+        check_shape(name, factor, (A.shape[0], factor.shape[1]), "[R, ...]")
+        _check_contiguous(name, factor)
+    check_shape("A", A, (A.shape[0], x.shape[1]), "[R, in]")
+    check_tensor("segments", slots.segments, ndim=2, dtypes=(torch.int64,), like=x)
+    check_shape("segments", slots.segments, (slots.segments.shape[0], 3), "[S, 3]")
+    check_tensor("rows", slots.rows, ndim=2, dtypes=(torch.int32,), like=x)
+    check_tensor("scales", slots.scales, ndim=2, dtypes=(wide,), like=x)
+    check_shape("scales", slots.scales, slots.rows.shape, "[T, K]")
+    tasks = slots.rows.shape[0]
+    if dropout is not None:
+        for name, tensor, dtype, size in (
+            ("shares", dropout.shares, torch.float64, tasks),
+            ("keys", dropout.keys, torch.int64, tasks),
+            ("positions", dropout.positions, torch.int32, x.shape[0]),
+        ):
+            check_tensor(name, tensor, ndim=1, dtypes=(dtype,), like=x)
+            check_shape(name, tensor, (size,), "[N]" if name == "positions" else "[T]")
+
+
+def _check_places(places: Places, A: Tensor, slots: Slots) -> None:
+    check_tensor("memory", places.memory, ndim=1, dtypes=(A.dtype,), like=A)
+    _check_contiguous("memory", places.memory)
+    check_tensor("weights", places.weights, ndim=2, dtypes=(A.dtype,), like=A)
+    check_shape("weights", places.weights, slots.rows.shape, "[T, K]")
+    for name, offsets in (("offsets_A", places.offsets_A), ("offsets_B", places.offsets_B)):
+        check_tensor(name, offsets, ndim=2, dtypes=(torch.int64,), like=A)
+        check_shape(name, offsets, slots.rows.shape, "[T, K]")
+
+
+def _check_contiguous(name: str, tensor: Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous")
+
+
+# -- backends ------------------------------------------------------------------------------------
+
+
+def _reference_forward(
+    x: Tensor, A: Tensor, B: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Tensor, z: Tensor,
+) -> None:  # fmt: skip
+    from mtlcore.ops.reference import lora as reference
+
+    slots, dropout = Slots(segments, rows, scales), _gathered(shares, keys, positions, layer)
+    found = reference.shrink(x, A, slots, dropout=dropout)
+    z.copy_(found)
+    y.copy_(y.double() + reference.expand(found, B, slots, scaled=True))
+
+
+def _reference_backward(
+    dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor,
+    segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int,
+    offsets_A: Tensor, offsets_B: Tensor, weights: Tensor, square: bool,
+    dx: Tensor, dz: Tensor, memory: Tensor,
+) -> None:  # fmt: skip
+    from mtlcore.ops.reference import lora as reference
+
+    slots, dropout = Slots(segments, rows, scales), _gathered(shares, keys, positions, layer)
+    found = reference.shrink(dy, B, slots, scaled=True)
+    dz.copy_(found)
+    if dx.ndim == 2:
+        dx.copy_(dx.double() + reference.expand(found, A, slots, dropout=dropout))
+    total = reference.add_grads(
+        found, x, slots, offsets_A, weights, memory, square=square, dropout=dropout
+    )
+    memory.copy_(
+        reference.add_grads(z, dy, slots, offsets_B, weights, total, scaled=True, square=square)
+    )
+
+
+def _compiled_forward(*arguments: object) -> None:
+    backend.core().lora_forward(*arguments, torch.get_num_threads())
+
+
+def _compiled_backward(*arguments: object) -> None:
+    backend.core().lora_backward(*arguments, torch.get_num_threads())
+
+
+def _triton_forward(*arguments: Any) -> None:
+    from mtlcore.ops.triton import lora
+
+    lora.lora_forward(*arguments)
+
+
+def _triton_backward(*arguments: Any) -> None:
+    from mtlcore.ops.triton import lora
+
+    lora.lora_backward(*arguments)
+
+
+backend.declare(
+    "lora_forward", reference=_reference_forward, cpp=_compiled_forward, triton=_triton_forward
+)
+backend.declare(
+    "lora_backward", reference=_reference_backward, cpp=_compiled_backward, triton=_triton_backward
+)

@@ -1,0 +1,413 @@
+"""`lora_forward` and `lora_backward`: every backend against the float64 reference.
+
+Run as a script, it checks the Triton kernels in the interpreter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtlcore.ops import Dropout, Places, Slots, lora_backward, lora_forward, use_backend
+from mtlcore.ops.lora import FLOATS, raw_backward, raw_forward
+from mtlcore.ops.reference.lora import keep_mask
+
+SEGMENTS = {
+    "one": [7],
+    "one token": [1],
+    "skewed": [1, 40],
+    "three": [16, 3, 20],
+    "empty": [0, 9, 0, 2],
+    "identical": [6] * 8,
+    "zipf": [max(1, 60 // (i + 1)) for i in range(17)],
+}
+SIZES = [(1, 1), (63, 100), (100, 63), (576, 130)]
+# Largest error of an element against the size of the terms that it sums: that of a float32 product,
+# and for 16-bit outputs the rounding of what is written.
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 1e-5,
+    torch.bfloat16: 2**-8,
+    torch.float16: 2**-11,
+}
+
+
+@dataclasses.dataclass
+class Problem:
+    """Tensors of one call; task t uses r shared rank rows and r of its own, the last task none of
+    the latter."""
+
+    x: Tensor
+    y: Tensor
+    dy: Tensor
+    dx: Tensor
+    A: Tensor
+    B: Tensor
+    slots: Slots
+    places: Places
+    dropout: Dropout | None
+
+    def run(self, backend: str) -> dict[str, Tensor]:
+        """Forward and backward; the inputs stay as they are."""
+        y, dx, memory = self.y.clone(), self.dx.clone(), self.places.memory.clone()
+        places = dataclasses.replace(self.places, memory=memory)
+        with use_backend(backend):
+            z = lora_forward(self.x, self.A, self.B, self.slots, y, self.dropout)
+            dz = lora_backward(
+                self.dy, self.x, z, self.A, self.B, self.slots, places, dx, self.dropout
+            )
+        return {"y": y, "z": z, "dx": dx, "dz": dz, "memory": memory}
+
+    def to(self, device: str) -> Problem:
+        """The same on a device."""
+
+        def moved(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device)
+            if isinstance(value, Slots):
+                return Slots(*map(moved, value))
+            if dataclasses.is_dataclass(value):
+                parts = {f.name: moved(getattr(value, f.name)) for f in dataclasses.fields(value)}
+                return type(value)(**parts)
+            return value
+
+        return moved(self)
+
+    def torchs_own(self) -> dict[str, Tensor]:
+        """The same maths by matrix products of torch in the dtype of x, task by task."""
+        dtype, y, dx = self.x.dtype, self.y.clone(), self.dx.clone()
+        A, B, scales = self.A.to(dtype), self.B.to(dtype), self.slots.scales.to(dtype)
+        x, mask, memory = self.x, torch.ones_like(self.x), self.places.memory.clone()
+        if self.dropout is not None:
+            mask = keep_mask(self.x, self.slots, self.dropout).to(dtype)
+            x = x * mask
+        z = torch.zeros(len(x), self.slots.rows.shape[1], dtype=dtype, device=x.device)
+        dz = z.clone()
+        for task, start, stop in self.slots.segments.tolist():
+            n, rows = slice(start, stop), self.slots.rows[task].long()
+            rows = rows[rows >= 0]
+            k, scale = slice(len(rows)), scales[task, : len(rows)]
+            z[n, k] = x[n] @ A[rows].t()
+            y[n] += (z[n, k] * scale) @ B[rows]
+            dz[n, k] = (self.dy[n] @ B[rows].t()) * scale
+            dx[n] += (dz[n, k] @ A[rows]) * mask[n]
+            weights = self.places.weights[task, k, None]
+            for grad, offsets in (
+                (dz[n, k].t() @ x[n] * weights, self.places.offsets_A),
+                ((z[n, k] * scale).t() @ self.dy[n] * weights, self.places.offsets_B),
+            ):
+                for row, offset in zip(grad, offsets[task, k].tolist(), strict=True):
+                    if offset >= 0:
+                        part = memory[offset : offset + len(row)]
+                        part += row.square() if self.places.square else row
+        return {"y": y, "z": z, "dx": dx, "dz": dz, "memory": memory}
+
+
+def problem(
+    lengths: Sequence[int],
+    columns: tuple[int, int] = (63, 100),
+    *,
+    r: int = 4,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
+    share: float = 0.0,
+    square: bool = False,
+    folded: bool = False,
+    seed: int = 0,
+) -> Problem:
+    draw = torch.Generator().manual_seed(seed)
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64) * scale
+
+    tasks, tokens, (inner, outer) = len(lengths), sum(lengths), columns
+    ranks = r * (tasks + 1)
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    segments = torch.stack([torch.arange(tasks), ends[:-1], ends[1:]], dim=1)
+    rows = torch.full((tasks, 2 * r), -1, dtype=torch.int32)
+    rows[:, :r] = torch.arange(r).flip(0)  # in any order
+    for task in range(tasks - 1):
+        rows[task, r:] = r * (task + 1) + torch.arange(r)
+    scales = torch.rand(tasks, 2 * r, generator=draw, dtype=torch.float64) + 0.5
+    size = ranks * (inner + outer)
+    apart = 0 if folded else size * torch.arange(tasks)[:, None]
+    offsets = [
+        torch.where(rows >= 0, rows.long() * width + start + apart, -1)
+        for width, start in ((inner, 0), (outer, ranks * inner))
+    ]
+    offsets[1][0, 0] = -1  # not wanted
+    memory = torch.rand(size * (1 if folded else tasks), generator=draw, dtype=torch.float64)
+    weights = torch.rand(tasks, 2 * r, generator=draw, dtype=torch.float64)
+    dropout = None
+    if share:
+        shares = torch.full((tasks,), share, dtype=torch.float64)
+        shares[-1] = 0 if tasks > 1 else share
+        positions = torch.arange(tokens, dtype=torch.int32)
+        positions[::5] = -1
+        dropout = Dropout(shares, torch.arange(tasks) * 2**40 + 7, positions, 2**62 + 11)
+    return Problem(
+        normal(tokens, inner).to(dtype), normal(tokens, outer).to(dtype),
+        normal(tokens, outer).to(dtype), normal(tokens, inner).to(dtype),
+        normal(ranks, inner).to(wide), normal(ranks, outer).to(wide),
+        Slots(segments, rows, scales.to(wide)),
+        Places(memory.to(wide), *offsets, weights.to(wide), square), dropout,
+    )  # fmt: skip
+
+
+def assert_matches_reference(given: Problem, backend: str = "cpp") -> None:
+    found, expected = given.run(backend), given.run("reference")
+    for name, value in expected.items():
+        dtype = value.dtype
+        bound = TOLERANCE[dtype] * max(float(value.double().abs().max()) if value.numel() else 0, 1)
+        if dtype in (torch.bfloat16, torch.float16):
+            bound = TOLERANCE[dtype] * 2 * float(value.double().abs().max())
+        assert found[name].dtype == dtype
+        error = (found[name].double() - value.double()).abs()
+        assert torch.all(error <= bound), f"{name}: {float(error.max())} > {bound}"
+
+
+def assert_as_good_as_torch(given: Problem, backend: str) -> None:
+    """For kernels that multiply 16-bit numbers: at most twice the largest error of torch's own."""
+    found, expected, own = given.run(backend), given.run("reference"), given.torchs_own()
+    for name, value in expected.items():
+        error, allowed = (
+            float((one.double() - value.double()).abs().max()) for one in (found[name], own[name])
+        )
+        assert error <= 2 * allowed, f"{name}: {error} > 2 * {allowed}"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("columns", SIZES)
+@pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
+def test_every_cut_size_and_dtype(
+    lengths: list[int], columns: tuple[int, int], dtype: torch.dtype
+) -> None:
+    assert_matches_reference(problem(lengths, columns, dtype=dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("columns", SIZES)
+@pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
+def test_every_cut_size_and_dtype_on_a_gpu_and_repeats(
+    lengths: list[int], columns: tuple[int, int], dtype: torch.dtype, share: float
+) -> None:
+    given = problem(lengths, columns, dtype=dtype, share=share).to("cuda")
+    if dtype in (torch.bfloat16, torch.float16):
+        assert_as_good_as_torch(given, "triton")
+    else:
+        assert_matches_reference(given, "triton")
+    first, second = given.run("triton"), given.run("triton")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_triton_kernels_match_the_reference_in_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-W", "error", __file__], env=environment, check=True)
+
+
+@pytest.mark.parametrize("r", [1, 2, 5, 16, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_rank(r: int, dtype: torch.dtype) -> None:
+    assert_matches_reference(problem([16, 3, 20], (130, 70), r=r, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("square", [False, True])
+def test_masks_are_the_same_forward_and_backward(square: bool, dtype: torch.dtype) -> None:
+    assert_matches_reference(problem([40, 1, 20], (200, 65), dtype=dtype, share=0.3, square=square))
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_tasks_may_add_to_one_place(square: bool) -> None:
+    assert_matches_reference(problem([40, 1, 20], folded=True, square=square))
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_tiny_and_huge_values_keep_their_digits(scale: float) -> None:
+    given = problem([16, 3, 20], dtype=torch.float64, scale=scale)
+    given.places.memory.zero_()
+    for name, value in given.run("reference").items():
+        error = (given.run("cpp")[name] - value).abs().max()
+        assert error <= 1e-12 * value.abs().max(), name
+
+
+def test_gradients_are_those_of_autograd() -> None:
+    given = problem([5, 1, 9], (30, 20), dtype=torch.float64, share=0.25)
+    given.places.memory.zero_()
+    leaves = [tensor.clone().requires_grad_() for tensor in (given.x, given.A, given.B)]
+    x, A, B = leaves
+    assert given.dropout is not None
+    dropped = x * keep_mask(given.x, given.slots, given.dropout)
+    parts, tokens = [], []
+    for task, start, stop in given.slots.segments.tolist():
+        rows = given.slots.rows[task][given.slots.rows[task] >= 0].long()
+        mixed = (dropped[start:stop] @ A[rows].t()) * given.slots.scales[task, : len(rows)]
+        parts.append(mixed @ B[rows])
+        tokens.append((parts[-1] * given.dy[start:stop]).sum())
+    y = torch.cat(parts)
+    found = given.run("cpp")
+    torch.testing.assert_close(found["y"] - given.y, y.detach())
+    (dx,) = torch.autograd.grad(sum(tokens), [x], retain_graph=True)
+    torch.testing.assert_close(found["dx"] - given.dx, dx)
+    for task, loss in enumerate(tokens):
+        grads = torch.autograd.grad(loss, [A, B], retain_graph=True)
+        for grad, offsets in zip(
+            grads, (given.places.offsets_A, given.places.offsets_B), strict=True
+        ):
+            for k, (row, offset) in enumerate(
+                zip(given.slots.rows[task].tolist(), offsets[task].tolist(), strict=True)
+            ):
+                if offset >= 0:
+                    expected = grad[row] * given.places.weights[task, k]
+                    there = found["memory"][offset : offset + grad.shape[1]]
+                    torch.testing.assert_close(there, expected)
+
+
+def test_rows_without_an_adapter_keep_their_bits() -> None:
+    given = problem([6, 4])
+    given.slots.rows[1] = -1
+    found = given.run("cpp")
+    assert torch.equal(found["y"][6:], given.y[6:])
+    assert torch.equal(found["dx"][6:], given.dx[6:])
+
+
+def test_masks_keep_their_share_and_differ() -> None:
+    given = problem([300, 300], (640, 10), share=0.3)
+    assert given.dropout is not None
+    given.dropout.shares[1] = 0.3
+    mask = keep_mask(given.x, given.slots, given.dropout)
+    drawn = mask[given.dropout.positions >= 0]
+    assert drawn.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert float((drawn == 0).double().mean()) == pytest.approx(0.3, abs=0.005)
+    assert torch.all(mask[given.dropout.positions < 0] == 1)
+    agreement = (drawn[1:] == drawn[:-1]).double().mean()
+    assert float(agreement) == pytest.approx(0.3**2 + 0.7**2, abs=0.005)
+
+
+def test_words_are_those_of_the_published_generator() -> None:
+    """Known answers of Random123 for Philox 4x32-10."""
+    from mtlcore.ops.reference.lora import _philox
+
+    words = 4 * [torch.zeros(1, dtype=torch.int64)]
+    found = [int(word) for word in _philox(*words, 0, 0)]
+    assert found == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    words = 4 * [torch.full((1,), 0xFFFFFFFF)]
+    found = [int(word) for word in _philox(*words, 0xFFFFFFFF, 0xFFFFFFFF)]
+    assert found == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_repeat_from_run_to_run_and_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    given = problem([100, 1, 60], (200, 130), dtype=dtype, share=0.1)
+    first = given.run("cpp")
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for name, value in given.run("cpp").items():
+                assert torch.equal(value, first[name]), name
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_rows_may_lie_apart() -> None:
+    given = problem([16, 3, 20])
+    apart = dataclasses.replace(
+        given,
+        **{
+            name: torch.nn.functional.pad(getattr(given, name), (3, 5), value=float("nan"))[:, 3:-5]
+            for name in ("x", "y", "dy", "dx")
+        },
+    )
+    for name, value in apart.run("cpp").items():
+        assert torch.equal(value, given.run("cpp")[name]), name
+
+
+def test_raw_ops_are_valid_custom_ops() -> None:
+    given = problem([5, 3], share=0.5)
+    assert given.dropout is not None
+    shared = (given.A, given.B, *given.slots, *dataclasses.astuple(given.dropout))
+    z = given.A.new_zeros(8, 8)
+    torch.library.opcheck(raw_forward, (given.x, *shared, given.y, z))
+    places = given.places
+    torch.library.opcheck(
+        raw_backward,
+        (given.dy, given.x, z, *shared, places.offsets_A, places.offsets_B, places.weights,
+         False, given.dx, z.clone(), places.memory),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.ones(8, 63).long()}, TypeError, "x must be float32 or float64 or bfloat16"),
+        ({"x": torch.ones(8, 5)}, ValueError, r"A must have shape \[R, in\] = \[8, 5\]"),
+        ({"A": torch.ones(12, 63).double()}, TypeError, "A must be float32, found float64"),
+        ({"B": torch.ones(3, 100)}, ValueError, r"B must have shape \[R, ...\] = \[12, 100\]"),
+        ({"y": torch.ones(7, 100)}, ValueError, r"y must have shape \[N, out\] = \[8, 100\]"),
+        ({"A": torch.ones(63, 12).t()}, ValueError, "A must be contiguous"),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    change: dict[str, Tensor], error: type[Exception], message: str
+) -> None:
+    given = dataclasses.replace(problem([5, 3]), **change)
+    with pytest.raises(error, match=message if "R, in" not in message else "A must have shape"):
+        given.run("cpp")
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ([[0, 0, 9]], r"segments\[0\] = \(0, 0, 9\) does not fit 2 tasks and 8 tokens"),
+        ([[0, 0, 5], [2, 5, 8]], r"segments\[1\] = \(2, 5, 8\) does not fit"),
+        ([[0, 5, 3]], "does not fit"),
+    ],
+)
+def test_segments_that_do_not_fit_are_refused(segments: list[list[int]], message: str) -> None:
+    given = problem([5, 3])
+    given.slots = given.slots._replace(segments=torch.tensor(segments))
+    with pytest.raises(ValueError, match=message):
+        given.run("cpp")
+
+
+def test_places_and_rows_beyond_the_end_are_refused() -> None:
+    given = problem([5, 3])
+    given.places.offsets_A[1, 0] = len(given.places.memory) - 62
+    with pytest.raises(ValueError, match=r"offsets_A holds .* beyond a memory of"):
+        given.run("cpp")
+    given = problem([5, 3])
+    given.slots.rows[0, 0] = 12
+    with pytest.raises(ValueError, match="rows holds 12, but A has 12 rows"):
+        given.run("cpp")
+
+
+if __name__ == "__main__":  # small cases: the interpreter takes a second for each
+    for cut in SEGMENTS.values():
+        assert_matches_reference(problem(cut, (63, 100)), "triton")
+    for size in SIZES:
+        assert_matches_reference(problem([16, 3, 20], size), "triton")
+    for rank in (1, 40):
+        assert_matches_reference(problem([16, 3], (70, 30), r=rank), "triton")
+    longer = [600, 1, 20]  # more than a chunk of tokens
+    for square_, folded_ in ((False, True), (True, True), (True, False)):
+        case = problem(longer, (65, 20), folded=folded_, square=square_, share=0.3)
+        assert_matches_reference(case, "triton")
+    assert_matches_reference(problem([16, 3, 20], dtype=torch.float64, share=0.5), "triton")
+    for cut in ([16, 3, 20], [0, 9, 0, 2]):
+        half = problem(cut, (200, 65), dtype=torch.float16, share=0.3)
+        assert_as_good_as_torch(half, "triton")
+    padded = problem([5, 3], share=0.3)  # a table with room, as a captured graph has
+    empty = torch.zeros(6, 3, dtype=torch.int64)
+    padded.slots = padded.slots._replace(segments=torch.cat([padded.slots.segments, empty]))
+    assert_matches_reference(padded, "triton")

@@ -1,0 +1,65 @@
+"""Every Triton kernel compiles to machine code for the GPUs that are promised, without one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Types of the kernels' arguments; those of the tensors' own dtype and the wider one are filled in.
+NARROW = {"source", "target"}
+WIDE = {"down", "up", "reduced", "scales", "weights", "partials", "memory", "J", "w"}
+OTHERS = {
+    "segments": "*i64", "keys": "*i64", "offsets": "*i64", "rows": "*i32", "positions": "*i32",
+    "shares": "*fp64", "layer": "i64",
+}  # fmt: skip
+CONSTANTS = {
+    "tokens_kernel": {
+        "SEGMENTS": 8, "BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_C": 128,
+        "BACKWARD": True, "DROPOUT": True, "HAS_TARGET": True,
+    },
+    "chunks_kernel": {
+        "SEGMENTS": 8, "CHUNK": 512, "BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_C": 128, "DROPOUT": True,
+    },
+    "sum_kernel": {
+        "CHUNK": 512, "BLOCK_K": 32, "BLOCK_C": 128, "SCALED": True, "SQUARE": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("capability", "narrow"), [(80, "fp32"), (90, "bf16")])
+def test_kernels_of_lora_compile_to_machine_code(capability: int, narrow: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, __file__, str(capability), narrow]
+    subprocess.run(command, env=environment, check=True)
+
+
+def compile_all(capability: int, narrow: str) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mtlcore.ops.triton import LAUNCH_OPTIONS, lora
+
+    def type_of(name: str) -> str:
+        if name in NARROW | WIDE:
+            return "*" + (narrow if name in NARROW else "fp32")
+        return OTHERS.get(name, "i32")
+
+    for name, constants in CONSTANTS.items():
+        kernel = getattr(lora, name)
+        signature = {
+            argument: "constexpr" if argument in constants else type_of(argument)
+            for argument in kernel.arg_names
+        }
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(source, target=target, options=LAUNCH_OPTIONS)
+        assert compiled.asm["cubin"], name
+        assert compiled.metadata.shared <= 99 * 1024, name  # what any of these GPUs gives a block
+
+
+if __name__ == "__main__":
+    compile_all(int(sys.argv[1]), sys.argv[2])
