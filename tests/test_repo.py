@@ -29,7 +29,7 @@ def first_party() -> list[ComponentInfo]:
 
 
 COMPONENTS = first_party()
-OPS = sorted(path.stem for path in (ROOT / "mtlcore/ops/reference").glob("[a-z]*.py"))
+OP_MODULES = sorted(path.stem for path in (ROOT / "mtlcore/ops/reference").glob("[a-z]*.py"))
 
 
 # -- hooks -------------------------------------------------------------------------------------
@@ -54,27 +54,37 @@ def test_every_hook_is_documented_with_its_exact_signature(hook: str) -> None:
 # -- ops ---------------------------------------------------------------------------------------
 
 
+def ops_of(module: str) -> list[ops.OpStatus]:
+    """The cells of the table for the op of that name, or for those that begin with it."""
+    return [one for one in ops.table() if one.op == module or one.op.startswith(f"{module}_")]
+
+
 def test_every_op_is_public_and_has_a_reference() -> None:
     helpers = {"__init__", "backend", "checks"}
     public = {path.stem for path in (ROOT / "mtlcore" / "ops").glob("*.py")} - helpers
-    assert public == set(OPS)
-    assert set(OPS) <= set(ops.__all__)
-    assert {status.op for status in ops.table()} == set(OPS)
+    assert public == set(OP_MODULES)
+    names = {status.op for status in ops.table()}
+    assert {status.op for module in OP_MODULES for status in ops_of(module)} == names
+    assert names <= set(ops.__all__)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("module", OP_MODULES)
 @pytest.mark.parametrize(
-    "path",
+    ("backend", "path"),
     [
-        "csrc/cpu/{}.cpp",
-        "csrc/cuda/{}.cu",
-        "mtlcore/ops/triton/{}.py",
-        "tests/ops/test_{}.py",
-        "benchmarks/bench_{}.py",
+        ("cpp", "csrc/cpu/{}.cpp"),
+        ("cuda", "csrc/cuda/{}.cu"),
+        ("triton", "mtlcore/ops/triton/{}.py"),
+        ("reference", "tests/ops/test_{}.py"),
+        ("reference", "benchmarks/bench_{}.py"),
     ],
 )
-def test_every_op_has_its_files(op: str, path: str) -> None:
-    assert (ROOT / path.format(op)).is_file()
+def test_every_op_has_its_files(module: str, backend: str, path: str) -> None:
+    """A file for each backend that it has: none needs CUDA where Triton serves."""
+    missing = {f"{one.op} has no {one.backend} kernel" for one in ops_of(module)}
+    has = [one for one in ops_of(module) if one.backend == backend and one.reason not in missing]
+    assert (ROOT / path.format(module)).is_file() == bool(has)
+    assert has or backend == "cuda"
 
 
 # -- plugins -----------------------------------------------------------------------------------
