@@ -31,9 +31,8 @@ inline Dtype dtype_of(const dlpack::DataType& type) {
     }
 }
 
-// The exchange table of the object's type, or null (no Python error is left behind).
-inline const dlpack::ExchangeApi* exchange_api(PyObject* object) {
-    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+// The exchange table of a type, or null (no Python error is left behind).
+inline const dlpack::ExchangeApi* find_exchange_api(PyObject* type) {
     PyObject* capsule = PyObject_GetAttrString(type, "__dlpack_c_exchange_api__");
     if (capsule == nullptr) {
         PyErr_Clear();
@@ -47,6 +46,33 @@ inline const dlpack::ExchangeApi* exchange_api(PyObject* object) {
         header = header->previous;
     }
     return reinterpret_cast<const dlpack::ExchangeApi*>(header);
+}
+
+// The same for an object's type. The last type is kept in mind: a call has a dozen tensors, and to
+// look the table up costs more than all the rest. The type is held, so that no other can come to
+// lie at its address. The caller holds the GIL.
+inline const dlpack::ExchangeApi* exchange_api(PyObject* object) {
+    static PyObject* known = nullptr;
+    static const dlpack::ExchangeApi* table = nullptr;
+    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+    if (type != known) {
+        const dlpack::ExchangeApi* found = find_exchange_api(type);
+        if (found == nullptr) return nullptr;
+        Py_INCREF(type);
+        Py_XDECREF(known);
+        known = type;
+        table = found;
+    }
+    return table;
+}
+
+inline bool requires_grad(PyObject* tensor) {
+    static PyObject* const name = PyUnicode_InternFromString("requires_grad");
+    PyObject* found = PyObject_GetAttr(tensor, name);
+    if (found == nullptr) throw pybind11::error_already_set();
+    const bool answer = found == Py_True;
+    Py_DECREF(found);
+    return answer;
 }
 
 }  // namespace mtlcore
@@ -73,7 +99,7 @@ struct type_caster<mtlcore::TensorView> {
         value.shape = tensor.shape;
         value.strides = tensor.strides;
         value.device = tensor.device;
-        value.requires_grad = source.attr("requires_grad").cast<bool>();
+        value.requires_grad = requires_grad(source.ptr());
         if (value.on_cuda() &&
             api->current_stream(tensor.device.type, tensor.device.id, &value.stream) != 0) {
             throw error_already_set();

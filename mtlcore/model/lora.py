@@ -66,7 +66,7 @@ class MultiTaskLora(AdapterLayer):
         self._gather()
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.in_features)
+        flat = _dense(x.reshape(-1, self.in_features))
         weight: Tensor = self.base.weight
         bias: Tensor | None = self.base.bias
         if torch.is_autocast_enabled(x.device.type):
@@ -135,9 +135,8 @@ class _LoraLinear(torch.autograd.Function):
         trained: Tensor,  # only that autograd comes by, even if x wants no gradient
     ) -> Tensor:
         y = F.linear(x, weight, bias)  # [N, out]
-        z = ops.lora_forward(
-            x.detach(), layer.down, layer.up, slots, y, dropout
-        )  # [N, K]: small, so kept
+        # z [N, K] is small, so kept. All shapes follow from the layer's, so none is checked.
+        z = ops.lora_forward(x.detach(), layer.down, layer.up, slots, y, dropout, check=False)
         ctx.layer, ctx.slots, ctx.dropout = layer, slots, dropout
         ctx.save_for_backward(x, weight, z, layer.down, layer.up)
         return y
@@ -148,6 +147,12 @@ class _LoraLinear(torch.autograd.Function):
         x, weight, z, down, up = ctx.saved_tensors
         dx = dy @ weight if ctx.needs_input_grad[0] else None
         places = ctx.layer.sink().places(ctx.layer)
-        dense = dy if dy.stride(-1) == 1 else dy.contiguous()  # of a sum: the same element all over
-        ops.lora_backward(dense, x.detach(), z, down, up, ctx.slots, places, dx, ctx.dropout)
+        ops.lora_backward(
+            _dense(dy), x.detach(), z, down, up, ctx.slots, places, dx, ctx.dropout, check=False
+        )
         return (dx, None, None, None, None, None, None)
+
+
+def _dense(rows: Tensor) -> Tensor:
+    """With each row in one piece, as the ops read it: that of a sum's gradient is one element."""
+    return rows if rows.stride(-1) == 1 else rows.contiguous()

@@ -7,6 +7,7 @@ a layer side by side. So a task's shared, group and own adapters are slots like 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -73,7 +74,14 @@ class Places:
 
 
 def lora_forward(
-    x: Tensor, A: Tensor, B: Tensor, slots: Slots, y: Tensor, dropout: Dropout | None = None
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    slots: Slots,
+    y: Tensor,
+    dropout: Dropout | None = None,
+    *,
+    check: bool = True,
 ) -> Tensor:
     """Add the adapters' part to the output of a frozen linear layer.
 
@@ -87,6 +95,8 @@ def lora_forward(
         x: [N, in] float32, float64, bfloat16 or float16, rows dense.
         A, B: [R, in] and [R, out] contiguous; float64 for float64 x, else float32.
         y: [N, out] of x's dtype, rows dense; changed in place.
+        check: False leaves out the checks of a caller whose arguments always fit; it saves as much
+            time as a small product takes. The C++ kernels check for themselves.
 
     Returns:
         z [N, K] of the factors' dtype, which the backward needs; 0 in slots that a task lacks.
@@ -95,12 +105,13 @@ def lora_forward(
     Raises:
         TypeError, ValueError: an argument has another dtype, shape or device.
     """
-    _check(x, A, B, slots, dropout)
-    check_tensor("y", y, ndim=2, dtypes=(x.dtype,), like=x)
-    check_shape("y", y, (x.shape[0], B.shape[1]), "[N, out]")
-    check_dense_rows("y", y)
+    if check:
+        _check(x, A, B, slots, dropout)
+        check_tensor("y", y, ndim=2, dtypes=(x.dtype,), like=x)
+        check_shape("y", y, (x.shape[0], B.shape[1]), "[N, out]")
+        check_dense_rows("y", y)
     z = A.new_zeros(x.shape[0], slots.rows.shape[1])
-    raw_forward(x, A, B, *slots, *_spread(dropout, x), y, z)
+    _kernel("lora_forward", x)(x, A, B, *slots, *_spread(dropout, x), y, z)
     return z
 
 
@@ -114,6 +125,8 @@ def lora_backward(
     places: Places,
     dx: Tensor | None = None,
     dropout: Dropout | None = None,
+    *,
+    check: bool = True,
 ) -> Tensor:
     """Backward of `lora_forward`, with one gradient of A and B per segment.
 
@@ -126,6 +139,7 @@ def lora_backward(
         dy: [N, out] the gradient of y; x, z, A, B, slots, dropout as they were in the forward.
         places: where dA and dB are added.
         dx: [N, in] of x's dtype, rows dense; changed in place, unless None.
+        check: as in the forward.
 
     Returns:
         dz [N, K] of the factors' dtype. Nothing is added by atomics: the same bits in every run.
@@ -133,20 +147,11 @@ def lora_backward(
     Raises:
         TypeError, ValueError: an argument has another dtype, shape or device.
     """
-    _check(x, A, B, slots, dropout)
-    tokens, width = x.shape[0], slots.rows.shape[1]
-    check_tensor("dy", dy, ndim=2, dtypes=(x.dtype,), like=x)
-    check_shape("dy", dy, (tokens, B.shape[1]), "[N, out]")
-    check_dense_rows("dy", dy)
-    check_tensor("z", z, ndim=2, dtypes=(A.dtype,), like=x)
-    check_shape("z", z, (tokens, width), "[N, K]")
-    _check_places(places, A, slots)
-    if dx is not None:
-        check_tensor("dx", dx, ndim=2, dtypes=(x.dtype,), like=x)
-        check_shape("dx", dx, x.shape, "[N, in]")
-        check_dense_rows("dx", dx)
+    if check:
+        _check(x, A, B, slots, dropout)
+        _check_backward(dy, x, z, A, B, slots, places, dx)
     dz = torch.zeros_like(z)
-    raw_backward(
+    _kernel("lora_backward", x)(
         dy, x, z, A, B, *slots, *_spread(dropout, x), places.offsets_A, places.offsets_B,
         places.weights, places.square, x.new_empty(0) if dx is None else dx, dz, places.memory,
     )  # fmt: skip
@@ -181,6 +186,14 @@ _dispatch("lora_forward")
 _dispatch("lora_backward")
 raw_forward = torch.ops.mtlcore.lora_forward.default
 raw_backward = torch.ops.mtlcore.lora_backward.default
+
+
+def _kernel(op: str, x: Tensor) -> Callable[..., None]:
+    """The op for torch's tracers, else the kernel that it would call, without torch's dispatch."""
+    if type(x) is not Tensor or torch.compiler.is_compiling():
+        raw: Callable[..., None] = raw_forward if op == "lora_forward" else raw_backward
+        return raw
+    return backend.kernel(op, x.device)
 
 
 def _spread(dropout: Dropout | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -222,6 +235,23 @@ def _check(x: Tensor, A: Tensor, B: Tensor, slots: Slots, dropout: Dropout | Non
         ):
             check_tensor(name, tensor, ndim=1, dtypes=(dtype,), like=x)
             check_shape(name, tensor, (size,), "[N]" if name == "positions" else "[T]")
+
+
+def _check_backward(
+    dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor,
+    slots: Slots, places: Places, dx: Tensor | None,
+) -> None:  # fmt: skip
+    tokens, width = x.shape[0], slots.rows.shape[1]
+    check_tensor("dy", dy, ndim=2, dtypes=(x.dtype,), like=x)
+    check_shape("dy", dy, (tokens, B.shape[1]), "[N, out]")
+    check_dense_rows("dy", dy)
+    check_tensor("z", z, ndim=2, dtypes=(A.dtype,), like=x)
+    check_shape("z", z, (tokens, width), "[N, K]")
+    _check_places(places, A, slots)
+    if dx is not None:
+        check_tensor("dx", dx, ndim=2, dtypes=(x.dtype,), like=x)
+        check_shape("dx", dx, x.shape, "[N, in]")
+        check_dense_rows("dx", dx)
 
 
 def _check_places(places: Places, A: Tensor, slots: Slots) -> None:
