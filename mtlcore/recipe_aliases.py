@@ -48,6 +48,7 @@ RENAMED_INSIDE: dict[str, dict[str, tuple[str, str]]] = {
         "max_samples": ("max_rows", "LLaMA-Factory's"),
         "num_samples": ("max_rows", "LLaMA-Factory's"),
         "weight": ("loss_weight", "another tool's"),
+        "evaluators": ("metrics", "another tool's"),
     },
 }
 # settings of a task that other tools have once for all; ours may stand at the top level, too
