@@ -99,7 +99,7 @@ struct type_caster<mtlcore::TensorView> {
         value.shape = tensor.shape;
         value.strides = tensor.strides;
         value.device = tensor.device;
-        value.requires_grad = requires_grad(source.ptr());
+        value.requires_grad = mtlcore::requires_grad(source.ptr());
         if (value.on_cuda() &&
             api->current_stream(tensor.device.type, tensor.device.id, &value.stream) != 0) {
             throw error_already_set();
