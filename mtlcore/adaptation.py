@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlcore.api import prepare
+from mtlcore.distributed import is_main
 from mtlcore.errors import UserError
 from mtlcore.recipe_file import read_part, read_recipe, recipe_from_mapping
 from mtlcore.run import RECIPE, Run, write_json
@@ -47,6 +48,7 @@ def adapt(
     target = Path(output_dir) if output_dir else folder.with_name(f"{folder.name}-{'-'.join(new)}")
     if resume and (target / RECIPE).is_file():
         loaded = read_recipe(target / RECIPE, overrides)
+        _require_same_steps(loaded, max_steps)
     else:
         loaded = _recipe(folder, task, new, max_steps, target, overrides)
     trainer = prepare(loaded, resume=resume)
@@ -54,12 +56,31 @@ def adapt(
     old = [task.name for task in run.tasks if task.name not in new]
     before = run.folder / "predictions" / BEFORE / "scores.json"
     if not (resume and before.is_file()):
+        if run.step > 0:
+            raise UserError(
+                "the scores from before the new tasks are missing, and so are the weights of then",
+                where=str(before),
+                fix="copy the file back, or adapt anew into another folder",
+            )
         _score_before(run, old)
     with loaded.locating_errors():
         trainer.train()
     scores = run.evaluate("test", save_as="test")
-    write_json(run.folder / FORGETTING, forgetting(run, before, scores))
+    if is_main():
+        write_json(run.folder / FORGETTING, forgetting(run, before, scores))
     return run
+
+
+def _require_same_steps(loaded: LoadedRecipe, max_steps: int | None) -> None:
+    """A resumed run goes on with the recipe that it has: nothing asked for may be passed over."""
+    had = loaded.recipe.stages[-1].max_steps
+    if max_steps is not None and max_steps != had:
+        raise UserError(
+            f"the run was started for {had or 'no fixed number of'} steps, and --resume keeps "
+            f"that; found {max_steps}",
+            where="--max-steps",
+            fix="leave it out, or adapt anew into another folder",
+        )
 
 
 def _recipe(
@@ -96,6 +117,11 @@ def _score_before(run: Run, old: Sequence[str]) -> None:
     scored = [task.name for task in run.tasks_with_rows("test") if task.name in old]
     if not scored:
         run.note("no old task has eval or test rows: what becomes of them is not measured")
+        if is_main():
+            folder = run.folder / "predictions" / BEFORE
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "scores.json", {"tasks": {}})
+        return
     run.evaluate("test", tasks=scored, save_as=BEFORE)
 
 

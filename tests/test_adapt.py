@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import mtlcore
 from mtlcore.adaptation import forgetting
@@ -111,6 +112,31 @@ def test_an_interrupted_adaptation_resumes_bit_identically(old_run: Path, tmp_pa
             mtlcore.adapt(old_run, new, max_steps=4, output_dir=folder, resume=True)
         finals.append(final_adapters(folder))
     assert all(torch.equal(value, finals[1][name]) for name, value in finals[0].items())
+
+
+def test_a_resumed_adaptation_takes_no_other_number_of_steps(old_run: Path, tmp_path: Path) -> None:
+    new = old_run.parent / "new.yaml"
+    mtlcore.adapt(old_run, new, max_steps=2, output_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=r"was started for 2 steps, .* found 6"):
+        mtlcore.adapt(old_run, new, max_steps=6, output_dir=tmp_path / "run", resume=True)
+    shutil.rmtree(tmp_path / "run" / "predictions" / "before")
+    with pytest.raises(UserError, match="the scores from before the new tasks are missing"):
+        mtlcore.adapt(old_run, new, output_dir=tmp_path / "run", resume=True)
+
+
+def test_old_tasks_without_rows_to_score_are_told(old_run: Path, tmp_path: Path) -> None:
+    run = copied(old_run, tmp_path / "old")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    for task in recipe["tasks"].values():
+        task.pop("eval", None)
+        task.pop("test", None)
+        task["split"] = {"eval": 0.0, "test": 0.0}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    told = mtlcore.adapt(run, old_run.parent / "new.yaml", max_steps=1, output_dir=tmp_path / "new")
+    found = json.loads((told.folder / "forgetting.json").read_text(encoding="utf-8"))
+    assert found["tasks"] == {}
+    assert found["mean_change"] is None
+    assert list(found["new_tasks"]) == ["definitions"]
 
 
 def test_an_unfinished_run_can_be_adapted_but_not_without_a_word(

@@ -166,6 +166,9 @@ def _overall(scores: Scores, values: Mapping[str, Tensor], names: Sequence[str])
         return torch.empty(0, dtype=torch.float64)
     found = []
     for row in torch.stack([values[name] for name in names], dim=1).tolist():  # [T]
+        if any(map(math.isnan, row)):  # an aggregator may lose it: min() goes by the order
+            found.append(math.nan)
+            continue
         try:
             found.append(scores.aggregate(dict(zip(names, row, strict=True))))
         except (MtlcoreError, ValueError, ArithmeticError):

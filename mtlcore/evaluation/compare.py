@@ -239,6 +239,8 @@ def _overall(mine: KeptRun, pairs: dict[str, tuple[Metric, Evaluator]]) -> dict[
     aggregate = mine.aggregator.aggregate
 
     def overall(values: dict[str, float]) -> float:
+        if any(map(math.isnan, values.values())):  # an aggregator may lose it
+            return math.nan
         return float(aggregate({n: pairs[n][1].normalized(v) for n, v in values.items()}))
 
     run = overall({name: metric.mine for name, (metric, _) in pairs.items()})

@@ -72,10 +72,11 @@ def paired_means(differences: Tensor, resamples: int, *key: object) -> tuple[lis
     return found, (1 + any_at_least) / (1 + resamples)
 
 
-def spread_p_value(scores: Tensor, groups: Tensor, resamples: int, *key: object) -> float:
-    """How often groups drawn by lot differ as much: scores [n], groups [n] numbers from 0.
+def spreads(scores: Tensor, groups: Tensor, resamples: int, *key: object) -> tuple[float, Tensor]:
+    """The largest mean of a group minus the smallest, and the same of groups drawn by lot.
 
-    The statistic is the largest mean of a group minus the smallest; group sizes stay.
+    scores [n], groups [n] numbers from 0; drawn [resamples], with group sizes as they are. Equal
+    keys and n give the same draws.
     """
     scores, n = scores.double(), len(scores)
     sizes = torch.bincount(groups).double()
@@ -85,11 +86,14 @@ def spread_p_value(scores: Tensor, groups: Tensor, resamples: int, *key: object)
         means = sums / sizes
         return means.amax(1) - means.amin(1)
 
-    observed = spread(scores[None])
     draw = generator(*key, "permutations")
-    size, at_least = max(1, CHUNK // n), 0
+    size, drawn = max(1, CHUNK // n), []
     for start in range(0, resamples, size):
-        count = min(size, resamples - start)
-        order = torch.rand(count, n, generator=draw).argsort(1)
-        at_least += int((spread(scores[order]) >= observed - 1e-12).sum())
-    return (1 + at_least) / (1 + resamples)
+        order = torch.rand(min(size, resamples - start), n, generator=draw).argsort(1)
+        drawn.append(spread(scores[order]))
+    return float(spread(scores[None])), torch.cat(drawn)
+
+
+def p_value(observed: float, drawn: Tensor) -> float:
+    """The share of draws that are as large, what was observed being one of them."""
+    return (1 + int((drawn >= observed - 1e-12).sum())) / (1 + len(drawn))

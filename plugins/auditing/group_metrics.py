@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from annotated_types import Ge
 
@@ -38,6 +39,13 @@ class Quantity:
     row_scores: Callable[[Sequence[Prediction]], Sequence[float] | None]
 
 
+class Compared(NamedTuple):
+    """One quantity over the groups, and its spreads between groups drawn by lot."""
+
+    lot: Tensor | None
+    facts: dict[str, Any]
+
+
 class GroupMetrics(Auditor):
     """Compare the metrics of groups of rows, by a sensitive column (fairlearn's MetricFrame).
 
@@ -54,13 +62,14 @@ class GroupMetrics(Auditor):
     equal opportunity). Details hold n and value of each group, the ratio, and 95% bootstrap
     intervals (rows are drawn within groups). As the highest less the lowest is never below 0, the
     interval of a difference lies above 0 even between equal groups: where the quantity is a mean
-    over rows, p is how often groups of these sizes, drawn by lot, differ as much.
+    over rows, p is how often groups of these sizes, drawn by lot, differ as much (for
+    rates: with any label).
 
     column: the column of the groups, as the file names it; rows without a value are left out and
     counted. metric: what fail_above limits (default: the primary metric). tasks: those to audit;
     all that have the column by default. min_group: smaller groups are refused before training
     (10). resamples: of intervals and tests (200). fail_above: the audit fails where the difference
-    of `metric` is above it.
+    of `metric` is above it, or cannot be had.
     """
 
     name = "group_metrics"
@@ -217,17 +226,33 @@ class GroupMetrics(Auditor):
         quantities = self._quantities(
             run.evaluators[task.name], has_options, kept[0].options if fixed else ()
         )
+        findings: list[Finding] = []
         limited = self.metric or quantities[0].name
+        if limited not in {quantity.name for quantity in quantities}:
+            # Only a rate of labels can be missing: the check has seen all else.
+            findings.append(self._unknown(task, limited, "rows have options of their own", facts))
         wanted = {limited, quantities[0].name, "accuracy", SELECTION_RATE, TRUE_POSITIVE_RATE}
-        findings = []
         for name in dict.fromkeys(q.name for q in quantities if q.name in wanted):
             same = [quantity for quantity in quantities if quantity.name == name]
             found = [self._compare(run, task, q, kept, groups, large) for q in same]
             known = [one for one in found if one is not None]
+            left_out = [q.label for q, one in zip(same, found, strict=True) if one is None]
+            more = {**facts, "labels_without_value": left_out} if left_out else facts
             if known:
                 limit = self.fail_above if name == limited else None
-                findings.append(self._finding(task, name, known, facts, limit))
+                findings.append(self._finding(task, name, known, more, limit))
+            elif name == limited:
+                findings.append(self._unknown(task, name, "a group has no value of it", more))
         return findings
+
+    def _unknown(self, task: Task, name: str, why: str, facts: Mapping[str, Any]) -> Finding:
+        """That the limited quantity has no value: a limit that cannot be looked at is not kept."""
+        limit = self.fail_above
+        message = f"{name} cannot be compared between the groups of {self.column!r}: {why}"
+        if limit is not None:
+            message += f", so the limit {limit:g} is not kept"
+        title, details = f"{self.name}.{name}", {**facts, "enough": False}
+        return Finding(title, task.name, math.nan, message, limit is not None, details, limit)
 
     def _compare(
         self,
@@ -237,14 +262,14 @@ class GroupMetrics(Auditor):
         rows: Sequence[Prediction],
         groups: Sequence[str],
         names: Sequence[str],
-    ) -> dict[str, Any] | None:
+    ) -> Compared | None:
         """One quantity over the groups; None where a group has no value (no row of the label)."""
         import numpy as np
         import torch
         from fairlearn.metrics import MetricFrame
 
         from mtlcore.evaluation.bootstrap import interval
-        from mtlcore_plugins.auditing._statistics import spread_p_value
+        from mtlcore_plugins.auditing._statistics import p_value, spreads
 
         def value(numbers: Iterable[int], _: object) -> float:
             return quantity.value([rows[int(number)] for number in numbers])
@@ -264,25 +289,31 @@ class GroupMetrics(Auditor):
         drawn = torch.stack([self._drawn(quantity, members[name], *key, name) for name in names])
         spread = interval(drawn.amax(0) - drawn.amin(0))
         scores = quantity.row_scores(rows)
-        p = None
+        p = lot = None
         if scores is not None:
             which = torch.tensor([names.index(group) for group in groups])
             # Rows that do not count (of other labels) have no score.
             has = ~torch.isnan(table := torch.tensor(scores, dtype=torch.float64))
-            p = spread_p_value(table[has], which[has], self.resamples, *key)
-        return {
-            "label": quantity.label,
-            "difference": float(frame.difference(method="between_groups")),
-            "low": spread.low if spread else None,
-            "high": spread.high if spread else None,
-            "p": p,
-            "ratio": _ratio(by_group.values()),
-            "overall": float(frame.overall),
-            "by_group": {
-                name: {"n": len(members[name]), "value": by_group[name], **_ends(values)}
-                for name, values in zip(names, drawn, strict=True)
+            # Rates of all rows: the same lots for every label, which `_finding` compares.
+            lots = key[:-1] if has.all() else key
+            observed, lot = spreads(table[has], which[has], self.resamples, *lots)
+            p = p_value(observed, lot)
+        return Compared(
+            lot,
+            {
+                "label": quantity.label,
+                "difference": float(frame.difference(method="between_groups")),
+                "low": spread.low if spread else None,
+                "high": spread.high if spread else None,
+                "p": p,
+                "ratio": _ratio(by_group.values()),
+                "overall": float(frame.overall),
+                "by_group": {
+                    name: {"n": len(members[name]), "value": by_group[name], **_ends(values)}
+                    for name, values in zip(names, drawn, strict=True)
+                },
             },
-        }
+        )
 
     def _drawn(self, quantity: Quantity, rows: Sequence[Prediction], *key: object) -> Tensor:
         """[B] the quantity on draws of a group's rows."""
@@ -299,12 +330,23 @@ class GroupMetrics(Auditor):
         self,
         task: Task,
         name: str,
-        found: Sequence[dict[str, Any]],
+        compared: Sequence[Compared],
         facts: Mapping[str, Any],
         limit: float | None,
     ) -> Finding:
-        """Of one quantity, or of a rate of several labels: the one that differs most."""
-        worst = max(found, key=lambda one: float(one["difference"]))
+        """Of one quantity, or of a rate of several labels: the one that differs most.
+
+        Its p-value is how often any label differs as much by lot, for it was chosen as the worst
+        of all (Westfall and Young 1993); in `labels` each has its own.
+        """
+        from mtlcore_plugins.auditing._statistics import p_value
+
+        found = [one.facts for one in compared]
+        worst = dict(max(found, key=lambda one: float(one["difference"])))
+        lots = [one.lot for one in compared if one.lot is not None]
+        if len(lots) > 1:
+            largest = functools.reduce(lambda one, other: one.maximum(other), lots)
+            worst["p"] = p_value(worst["difference"], largest)
         difference, groups = worst["difference"], worst["by_group"]
         # The last of equal ones, so that two groups are named where there is no difference.
         low = min(reversed(list(groups)), key=lambda group: float(groups[group]["value"]))

@@ -157,10 +157,43 @@ def test_rows_with_options_of_their_own_have_no_rates() -> None:
     assert list(audit(rows, Accuracy())) == ["accuracy"]
 
 
+def test_a_limit_that_cannot_be_looked_at_is_not_kept() -> None:
+    own = [Prediction(**{**vars(row), "options": (*LABELS, str(row.row))}) for row in answers(60)]
+    options = {"metric": "selection_rate", "fail_above": 0.01}
+    found = audit(own, Accuracy(), **options)["selection_rate"]
+    assert found.failed
+    assert math.isnan(found.value)
+    assert "rows have options of their own, so the limit 0.01 is not kept" in found.message
+    one_each = [  # no label stands in both groups
+        row for row in answers(90, groups="ab") if row.label == (row.fields["group"] == "a")
+    ]
+    found = audit(one_each, Accuracy(), metric="true_positive_rate", fail_above=0.1)
+    assert found["true_positive_rate"].failed
+    assert not audit(own, Accuracy(), metric="selection_rate")["selection_rate"].failed
+
+
+def test_the_worst_of_many_labels_is_not_found_by_chance() -> None:
+    labels = tuple(f"label {number}" for number in range(10))
+    found = []
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        rows = [
+            Prediction(**{**vars(row), "options": labels, "label": int(draw.integers(10)),
+                          "choice": int(draw.integers(10))})
+            for row in answers(120, seed, groups="ab")
+        ]  # fmt: skip
+        found.append(audit(rows, Accuracy())["selection_rate"].details)
+    # Of one label alone, 40% or so: the least of ten p-values.
+    assert sum(details["p"] < 0.05 for details in found) <= 4
+    least = [min(one["p"] for one in details["labels"].values()) for details in found]
+    assert sum(p < 0.05 for p in least) > 8
+
+
 def test_a_label_that_a_group_lacks_has_no_true_positive_rate() -> None:
     rows = [row for row in answers(300) if row.fields["group"] == "a" or row.label != 2]
     found = audit(rows, Accuracy())
     assert set(found["true_positive_rate"].details["labels"]) == {"no", "yes"}
+    assert found["true_positive_rate"].details["labels_without_value"] == ["so"]
     assert set(found["selection_rate"].details["labels"]) == set(LABELS)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mtlcore_plugins.auditing._statistics import paired_means, rate_interval, spread_p_value
+from mtlcore_plugins.auditing._statistics import p_value, paired_means, rate_interval, spreads
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (0, 20), (3, 17), (20, 20), (500, 1000)])
@@ -64,9 +64,10 @@ def test_groups_by_lot_differ_as_much_as_by_scipy() -> None:
         rng=np.random.default_rng(2),
     ).pvalue
     groups = torch.tensor([0] * 15 + [1] * 25)
-    found = spread_p_value(torch.tensor(values), groups, 20_000, "test")
+    found = p_value(*spreads(torch.tensor(values), groups, 20_000, "test"))
     assert found == pytest.approx(exact, abs=0.015)
 
 
 def test_groups_that_are_alike_have_a_p_value_of_one() -> None:
-    assert spread_p_value(torch.ones(10), torch.arange(10) % 3, 100, "test") == 1.0
+    alike = spreads(torch.ones(10), torch.arange(10) % 3, 100, "test")
+    assert p_value(*alike) == 1.0

@@ -216,3 +216,12 @@ def test_a_thousand_resamples_of_100_rows_take_about_a_second_at_most(metric: Ev
     started = time.perf_counter()
     bootstrap.resample(metric, rows, 1000, "t")
     assert time.perf_counter() - started < 3  # measured: at most 0.2 s; machines are busy
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_a_draw_in_which_a_task_has_no_score_has_no_overall_one(order: tuple[str, str]) -> None:
+    drawn = {"a": torch.tensor([math.nan, 0.2]), "b": torch.tensor([0.5, 0.5])}
+    scores = Scores("test", {}, Worst().aggregate)
+    found = bootstrap._overall(scores, drawn, order)
+    assert math.isnan(found[0])
+    assert found[1] == pytest.approx(0.2)
