@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from mtlcore.stages import ONLY_STAGE
 from mtlcore.versions import versions
 
 RESULT = "result.json"
+SHOWN_LINES = 5
 """In a run's folder: what it ended with; an unfinished run has none."""
 
 if TYPE_CHECKING:
@@ -235,6 +237,9 @@ def _trim_records(trainer: Trainer) -> None:
     def keep_audits(line: dict[str, Any]) -> bool:
         return bool(line["step"] < step + ("audit" not in due))
 
+    metrics = trainer.run.folder / "metrics.jsonl"
+    if not metrics.exists() and step >= trainer.run.recipe.training.logging_steps:
+        trainer.run.note(f"warning: {metrics} is missing: the record begins anew at step {step}")
     _trim(trainer.run, "metrics.jsonl", keep_metrics)
     _trim(trainer.run, "audits.jsonl", keep_audits)
 
@@ -243,6 +248,7 @@ def _trim(run: Run, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
     path = run.folder / name
     if not path.exists():
         return
+    damaged: list[str] = []
     # By "\n" alone: texts in a line may hold other ends of lines, such as U+2028.
     *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
     kept = []
@@ -250,9 +256,16 @@ def _trim(run: Run, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         try:
             if keep(json.loads(line)):
                 kept.append(line + "\n")
-        except ValueError:
-            run.note(f"warning: {path}:{number} is damaged: it and what follows are dropped")
-            break
+        except (ValueError, KeyError, TypeError):
+            damaged.append(f"{path}:{number}")
+    if damaged:
+        copy = path.with_name(f"{path.name}.damaged")
+        shutil.copyfile(path, copy)
+        run.note(
+            f"warning: damaged lines are left out: {', '.join(damaged[:SHOWN_LINES])}"
+            + (f" ({len(damaged)} in all)" if len(damaged) > SHOWN_LINES else "")
+            + f"; the file as it was is {copy}"
+        )
     replace_text(path, "".join(kept))
 
 

@@ -126,8 +126,28 @@ def test_records_are_cut_at_ends_of_lines_alone(finished_run: Path, tmp_path: Pa
     recipe = [finished_run.parent / "recipe.yaml", [f"training.output_dir={copy}"]]
     again = mtlcore.train(*recipe, resume=checkpoints(copy)[0])
     assert (copy / "audits.jsonl").read_text("utf-8").startswith(kept)
-    [told] = [note for note in again.notes if "is damaged" in note]
-    assert "audits.jsonl:3 is damaged: it and what follows are dropped" in told
+    [told] = [note for note in again.notes if "damaged" in note]
+    assert "damaged lines are left out:" in told
+    assert "audits.jsonl:3; the file as it was is" in told
+    assert (copy / "audits.jsonl.damaged").read_text("utf-8").endswith('{"step": 3}\n{"st')
+
+
+def test_a_record_that_is_gone_is_told(finished_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (copy / "metrics.jsonl").unlink()
+    recipe = [finished_run.parent / "recipe.yaml", [f"training.output_dir={copy}"]]
+    again = mtlcore.train(*recipe, resume=checkpoints(copy)[0])
+    assert any("metrics.jsonl is missing: the record begins anew" in note for note in again.notes)
+
+
+def test_damaged_lines_of_the_record_cost_no_others(finished_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    path = copy / "metrics.jsonl"
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join(["[1]\n", *lines]), "utf-8")
+    recipe = [finished_run.parent / "recipe.yaml", [f"training.output_dir={copy}"]]
+    mtlcore.train(*recipe, resume=checkpoints(copy)[-1])
+    assert path.read_text("utf-8").splitlines(keepends=True)[: len(lines) - 1] == lines[:-1]
     assert differences(copy, finished_run) == []
 
 
