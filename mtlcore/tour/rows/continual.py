@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 
 from mtlcore.tour.cases import GOOD, THINGS, opinions, task
 from mtlcore.tour.recipes import opposite_tasks
 from mtlcore.tour.tour import Tour, row
 
 TROUBLE = "Continual learning"
+LEARNED = 0.6
+"""Accuracy from which the new task counts as learned: 0.58 without training, 0.5 by chance."""
 
 
 def learned(tour: Tour) -> tuple[str, str]:
@@ -44,26 +47,28 @@ def change_of_old_tasks(tour: Tour, name: str, *overrides: str) -> float:
     run, new = learned(tour)
     flags = ("--task", new, "--max-steps", "60", "--output-dir", name)
     found = tour.json("adapt", run, *flags, *overrides)
+    if found["new_tasks"]["new"]["after"] < LEARNED:  # to forget nothing is easy then
+        return -math.inf
     return float(found["mean_change"])
 
 
 @row(
     TROUBLE,
     "Elastic weight consolidation",
-    quantity="change of the old tasks' accuracy when a task is added",
+    quantity="change of the old tasks' accuracy when a task is added and learned",
     better="higher",
 )
 def ewc(tour: Tour) -> tuple[float, float]:
     """EWC against plain training on the new task."""
     without = change_of_old_tasks(tour, "plain")
-    remedy = "regularization=[{name: ewc, strength: 1000}]"
+    remedy = "regularization=[{name: ewc, strength: 10}]"
     return without, change_of_old_tasks(tour, "with-ewc", remedy)
 
 
 @row(
     TROUBLE,
     "Replay",
-    quantity="change of the old tasks' accuracy when a task is added",
+    quantity="change of the old tasks' accuracy when a task is added and learned",
     better="higher",
 )
 def replay(tour: Tour) -> tuple[float, float]:
