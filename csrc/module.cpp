@@ -207,18 +207,26 @@ void for_storage(const TensorView& x, Body body) {
     }
 }
 
+// body(an element of x, the checked arguments, a scalar of the factors, its dtype).
+template <class Body>
+void with_lora(const TensorView& x, const LoraViews& views, Body body) {
+    check_rank(x, "x", 2);
+    for_storage(x, [&](auto storage, auto scalar, Dtype dtype) {
+        const auto lora = lora_of<decltype(scalar)>(views, dtype, x.shape[0]);
+        check_matrix(x, "x", x.dtype, lora.tokens, lora.in);
+        body(storage, lora, scalar, dtype);
+    });
+}
+
 void lora_forward(const TensorView& x, const TensorView& A, const TensorView& B,
                   const TensorView& segments, const TensorView& rows, const TensorView& scales,
                   const TensorView& shares, const TensorView& keys, const TensorView& positions,
                   uint64_t layer, const TensorView& y, const TensorView& z, int threads) {
-    check_rank(x, "x", 2);
-    const int64_t tokens = x.shape[0];
-    for_storage(x, [&](auto storage, auto scalar, Dtype dtype) {
+    const LoraViews views{segments, rows, scales, A, B, shares, keys, positions, layer};
+    with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
         using X = decltype(storage);
         using Scalar = decltype(scalar);
-        const auto lora = lora_of<Scalar>(
-            {segments, rows, scales, A, B, shares, keys, positions, layer}, dtype, tokens);
-        check_matrix(x, "x", x.dtype, tokens, lora.in);
+        const int64_t tokens = lora.tokens;
         check_matrix(y, "y", x.dtype, tokens, lora.out);
         check_whole(z, "z", dtype, {tokens, lora.width});
         const py::gil_scoped_release release;
@@ -242,33 +250,30 @@ void lora_backward(const TensorView& dy, const TensorView& x, const TensorView& 
                    const TensorView& A, const TensorView& B, const TensorView& segments,
                    const TensorView& rows, const TensorView& scales, const TensorView& shares,
                    const TensorView& keys, const TensorView& positions, uint64_t layer,
-                   const TensorView& offsets_A, const TensorView& offsets_B,
+                   const TensorView& a_offsets, const TensorView& b_offsets,
                    const TensorView& weights, bool square, const TensorView& dx,
                    const TensorView& dz, const TensorView& memory, int threads) {
-    check_rank(x, "x", 2);
-    const int64_t tokens = x.shape[0];
-    for_storage(x, [&](auto storage, auto scalar, Dtype dtype) {
+    const LoraViews views{segments, rows, scales, A, B, shares, keys, positions, layer};
+    with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
         using X = decltype(storage);
         using Scalar = decltype(scalar);
-        const auto lora = lora_of<Scalar>(
-            {segments, rows, scales, A, B, shares, keys, positions, layer}, dtype, tokens);
+        const int64_t tokens = lora.tokens;
         const int64_t tasks = rows.shape[0];
-        check_matrix(x, "x", x.dtype, tokens, lora.in);
         check_matrix(dy, "dy", x.dtype, tokens, lora.out);
         check_whole(z, "z", dtype, {tokens, lora.width});
         check_whole(dz, "dz", dtype, {tokens, lora.width});
-        check_whole(offsets_A, "offsets_A", Dtype::kInt64, {tasks, lora.width});
-        check_whole(offsets_B, "offsets_B", Dtype::kInt64, {tasks, lora.width});
+        check_whole(a_offsets, "a_offsets", Dtype::kInt64, {tasks, lora.width});
+        check_whole(b_offsets, "b_offsets", Dtype::kInt64, {tasks, lora.width});
         check_whole(weights, "weights", dtype, {tasks, lora.width});
         check_rank(memory, "memory", 1);
         check_whole(memory, "memory", dtype, {memory.shape[0]});
-        check_offsets(offsets_A, "offsets_A", lora.in, memory.shape[0]);
-        check_offsets(offsets_B, "offsets_B", lora.out, memory.shape[0]);
+        check_offsets(a_offsets, "a_offsets", lora.in, memory.shape[0]);
+        check_offsets(b_offsets, "b_offsets", lora.out, memory.shape[0]);
         const bool wants_dx = dx.ndim == 2;
         if (wants_dx) check_matrix(dx, "dx", x.dtype, tokens, lora.in);
         const py::gil_scoped_release release;
-        const LoraGrads<Scalar> grads{memory.ptr<Scalar>(), offsets_A.ptr<const int64_t>(),
-                                      offsets_B.ptr<const int64_t>(), weights.ptr<const Scalar>(),
+        const LoraGrads<Scalar> grads{memory.ptr<Scalar>(), a_offsets.ptr<const int64_t>(),
+                                      b_offsets.ptr<const int64_t>(), weights.ptr<const Scalar>(),
                                       square};
         cpu::lora_backward(lora, grads, dy.ptr<const X>(), dy.stride(0), x.ptr<const X>(),
                            x.stride(0), z.ptr<const Scalar>(), wants_dx ? dx.ptr<X>() : nullptr,
@@ -302,6 +307,6 @@ PYBIND11_MODULE(_core, m) {
     m.def("lora_backward", &mtlcore::lora_backward, py::arg("dy"), py::arg("x"), py::arg("z"),
           py::arg("A"), py::arg("B"), py::arg("segments"), py::arg("rows"), py::arg("scales"),
           py::arg("shares"), py::arg("keys"), py::arg("positions"), py::arg("layer"),
-          py::arg("offsets_A"), py::arg("offsets_B"), py::arg("weights"), py::arg("square"),
+          py::arg("a_offsets"), py::arg("b_offsets"), py::arg("weights"), py::arg("square"),
           py::arg("dx"), py::arg("dz"), py::arg("memory"), py::arg("threads"));
 }

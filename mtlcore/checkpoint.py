@@ -33,8 +33,8 @@ from mtlcore.stages import ONLY_STAGE
 from mtlcore.versions import versions
 
 RESULT = "result.json"
-SHOWN_LINES = 5
 """In a run's folder: what it ended with; an unfinished run has none."""
+SHOWN_LINES = 5
 
 if TYPE_CHECKING:
     from mtlcore.recipe import Recipe

@@ -49,8 +49,8 @@ struct Lora {
 template <class Scalar>
 struct LoraGrads {
     Scalar* memory;
-    const int64_t* offsets_A;  // [T, width]
-    const int64_t* offsets_B;  // [T, width]
+    const int64_t* a_offsets;  // [T, width]
+    const int64_t* b_offsets;  // [T, width]
     const Scalar* weights;     // [T, width] what the gradient of each slot is multiplied with
     bool square;               // add the squares of each segment's gradient instead
 };

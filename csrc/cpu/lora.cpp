@@ -339,7 +339,7 @@ MTLCORE_BODY void grad_body(const Lora<Scalar>& lora, const LoraGrads<Scalar>& g
                             const X* source, int64_t stride, const Scalar* coefficients,
                             int64_t first, int64_t count, Columns<Scalar>& columns) {
     const int64_t width = lora.width;
-    const int64_t* offsets = of_A ? grads.offsets_A : grads.offsets_B;
+    const int64_t* offsets = of_A ? grads.a_offsets : grads.b_offsets;
     Scalar* const buffer = columns.source.data();
     for (int64_t s = 0; s < lora.segment_count; ++s) {
         const Segment segment = lora.segments[s];

@@ -359,8 +359,8 @@ class Routing:
             count, first = len(positions[place]), seen.get(task, 0)
             positions[place] = torch.arange(first, first + count, dtype=torch.int32)
             seen[task] = first + count
-        tables = (torch.tensor(shares, dtype=torch.float64), keys, positions)
-        return tuple([table.to(x.device) for table in tables])  # type: ignore[return-value]
+        table = torch.tensor(shares, dtype=torch.float64, device=x.device)
+        return table, keys.to(x.device), positions.to(x.device)
 
     def keep_mask(self, layer: str, x: Tensor) -> Tensor | None:
         """What the masks of a layer multiply its input with, [tokens, in]: 0 or 1 / (1 - share)."""

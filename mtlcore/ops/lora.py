@@ -60,15 +60,15 @@ class Places:
     """Where the gradients of a task's slots are added: rows of a flat memory.
 
     memory [M] contiguous, of the factors' dtype: row k of A's gradient for task t is added to
-    ``memory[offsets_A[t, k] :][:in]``, B's likewise; below 0 it is not wanted. Tasks may have the
+    ``memory[a_offsets[t, k] :][:in]``, B's likewise; below 0 it is not wanted. Tasks may have the
     same place for a row (a gradient over all tasks). offsets [T, K] int64; weights [T, K] of the
     factors' dtype: what the gradient of each slot is multiplied with. `square` adds the square of
     each segment's gradient instead, for the Fisher information of single rows.
     """
 
     memory: Tensor
-    offsets_A: Tensor  # noqa: N815  # A and B are the names of the formulas
-    offsets_B: Tensor  # noqa: N815
+    a_offsets: Tensor
+    b_offsets: Tensor
     weights: Tensor
     square: bool = False
 
@@ -152,7 +152,7 @@ def lora_backward(
         _check_backward(dy, x, z, A, B, slots, places, dx)
     dz = torch.zeros_like(z)
     _kernel("lora_backward", x)(
-        dy, x, z, A, B, *slots, *_spread(dropout, x), places.offsets_A, places.offsets_B,
+        dy, x, z, A, B, *slots, *_spread(dropout, x), places.a_offsets, places.b_offsets,
         places.weights, places.square, x.new_empty(0) if dx is None else dx, dz, places.memory,
     )  # fmt: skip
     return dz
@@ -167,7 +167,7 @@ _COMMON = (
 )
 _library.define(f"lora_forward(Tensor x, {_COMMON}, Tensor(a!) y, Tensor(b!) z) -> ()")
 _library.define(
-    f"lora_backward(Tensor dy, Tensor x, Tensor z, {_COMMON}, Tensor offsets_A, Tensor offsets_B, "
+    f"lora_backward(Tensor dy, Tensor x, Tensor z, {_COMMON}, Tensor a_offsets, Tensor b_offsets, "
     "Tensor weights, bool square, Tensor(a!) dx, Tensor(b!) dz, Tensor(c!) memory) -> ()"
 )
 
@@ -259,7 +259,7 @@ def _check_places(places: Places, A: Tensor, slots: Slots) -> None:
     _check_contiguous("memory", places.memory)
     check_tensor("weights", places.weights, ndim=2, dtypes=(A.dtype,), like=A)
     check_shape("weights", places.weights, slots.rows.shape, "[T, K]")
-    for name, offsets in (("offsets_A", places.offsets_A), ("offsets_B", places.offsets_B)):
+    for name, offsets in (("a_offsets", places.a_offsets), ("b_offsets", places.b_offsets)):
         check_tensor(name, offsets, ndim=2, dtypes=(torch.int64,), like=A)
         check_shape(name, offsets, slots.rows.shape, "[T, K]")
 
@@ -288,7 +288,7 @@ def _reference_backward(
     dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor,
     segments: Tensor, rows: Tensor, scales: Tensor,
     shares: Tensor, keys: Tensor, positions: Tensor, layer: int,
-    offsets_A: Tensor, offsets_B: Tensor, weights: Tensor, square: bool,
+    a_offsets: Tensor, b_offsets: Tensor, weights: Tensor, square: bool,
     dx: Tensor, dz: Tensor, memory: Tensor,
 ) -> None:  # fmt: skip
     from mtlcore.ops.reference import lora as reference
@@ -299,10 +299,10 @@ def _reference_backward(
     if dx.ndim == 2:
         dx.copy_(dx.double() + reference.expand(found, A, slots, dropout=dropout))
     total = reference.add_grads(
-        found, x, slots, offsets_A, weights, memory, square=square, dropout=dropout
+        found, x, slots, a_offsets, weights, memory, square=square, dropout=dropout
     )
     memory.copy_(
-        reference.add_grads(z, dy, slots, offsets_B, weights, total, scaled=True, square=square)
+        reference.add_grads(z, dy, slots, b_offsets, weights, total, scaled=True, square=square)
     )
 
 

@@ -100,8 +100,8 @@ class Problem:
             dx[n] += (dz[n, k] @ A[rows]) * mask[n]
             weights = self.places.weights[task, k, None]
             for grad, offsets in (
-                (dz[n, k].t() @ x[n] * weights, self.places.offsets_A),
-                ((z[n, k] * scale).t() @ self.dy[n] * weights, self.places.offsets_B),
+                (dz[n, k].t() @ x[n] * weights, self.places.a_offsets),
+                ((z[n, k] * scale).t() @ self.dy[n] * weights, self.places.b_offsets),
             ):
                 for row, offset in zip(grad, offsets[task, k].tolist(), strict=True):
                     if offset >= 0:
@@ -262,7 +262,7 @@ def test_gradients_are_those_of_autograd() -> None:
     for task, loss in enumerate(tokens):
         grads = torch.autograd.grad(loss, [A, B], retain_graph=True)
         for grad, offsets in zip(
-            grads, (given.places.offsets_A, given.places.offsets_B), strict=True
+            grads, (given.places.a_offsets, given.places.b_offsets), strict=True
         ):
             for k, (row, offset) in enumerate(
                 zip(given.slots.rows[task].tolist(), offsets[task].tolist(), strict=True)
@@ -342,7 +342,7 @@ def test_raw_ops_are_valid_custom_ops() -> None:
     places = given.places
     torch.library.opcheck(
         raw_backward,
-        (given.dy, given.x, z, *shared, places.offsets_A, places.offsets_B, places.weights,
+        (given.dy, given.x, z, *shared, places.a_offsets, places.b_offsets, places.weights,
          False, given.dx, z.clone(), places.memory),
     )  # fmt: skip
 
@@ -383,8 +383,8 @@ def test_segments_that_do_not_fit_are_refused(segments: list[list[int]], message
 
 def test_places_and_rows_beyond_the_end_are_refused() -> None:
     given = problem([5, 3])
-    given.places.offsets_A[1, 0] = len(given.places.memory) - 62
-    with pytest.raises(ValueError, match=r"offsets_A holds .* beyond a memory of"):
+    given.places.a_offsets[1, 0] = len(given.places.memory) - 62
+    with pytest.raises(ValueError, match=r"a_offsets holds .* beyond a memory of"):
         given.run("cpp")
     given = problem([5, 3])
     given.slots.rows[0, 0] = 12

@@ -262,27 +262,23 @@ def lora_forward(
     shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Tensor, z: Tensor,
 ) -> None:  # fmt: skip
     """Fill z and add to y; see `mtlcore.ops.lora.lora_forward`."""
-    _tokens(
-        x, A, B, segments, rows, scales, shares, keys, positions, layer, y, z, backward=False
-    )  # fmt: skip
+    _tokens(x, A, B, segments, rows, scales, shares, keys, positions, layer, y, z, backward=False)
 
 
 def lora_backward(
     dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor,
     segments: Tensor, rows: Tensor, scales: Tensor,
     shares: Tensor, keys: Tensor, positions: Tensor, layer: int,
-    offsets_A: Tensor, offsets_B: Tensor, weights: Tensor, square: bool,
+    a_offsets: Tensor, b_offsets: Tensor, weights: Tensor, square: bool,
     dx: Tensor, dz: Tensor, memory: Tensor,
 ) -> None:  # fmt: skip
     """Fill dz, add to dx (unless it is empty) and to memory; see `mtlcore.ops.lora`."""
-    _tokens(
-        dy, B, A, segments, rows, scales, shares, keys, positions, layer, dx, dz, backward=True
-    )  # fmt: skip
+    _tokens(dy, B, A, segments, rows, scales, shares, keys, positions, layer, dx, dz, backward=True)
     none = shares[:0], keys, positions, layer
     masks = shares, keys, positions, layer
     for source, reduced, offsets, dropout, scaled in (
-        (x, dz, offsets_A, masks, False),
-        (dy, z, offsets_B, none, True),
+        (x, dz, a_offsets, masks, False),
+        (dy, z, b_offsets, none, True),
     ):
         _grads(source, reduced, segments, scales, dropout, offsets, weights, memory, scaled, square)
 
