@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlcore.arena import places_in
-from mtlcore.data.batches import collate
+from mtlcore.data.batches import collate, row_starts
 from mtlcore.distributed import all_reduce_sum, rank, world_size
 from mtlcore.errors import UserError
 from mtlcore.model.layout import Segment
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Labels = Literal["data", "sampled"]
 Mode = Literal["auto", "one_pass", "per_row"]
+Draw: TypeAlias = "Callable[[str, int], torch.Generator]"
 
 
 def fisher(
@@ -59,7 +61,11 @@ def fisher(
     if not examples:
         raise UserError("the Fisher information needs at least one row", fix="give it train rows")
     model = run.model
-    draw = run.generator(run.step, "fisher", str(rank())) if labels == "sampled" else None
+
+    def generator(task: str, start: int) -> torch.Generator:
+        return run.generator(run.step, "fisher", task, str(start))
+
+    draw = generator if labels == "sampled" else None
     with run.autocast():
         sums = squared_gradients(model, _batches(run, examples), draw=draw, own=own, mode=mode)
     return {name: all_reduce_sum(value).div_(len(examples)) for name, value in sums.items()}
@@ -69,7 +75,7 @@ def squared_gradients(
     model: MultiTaskModel,
     batches: Iterable[Batch],
     *,
-    draw: torch.Generator | None = None,
+    draw: Draw | None = None,
     own: bool = True,
     mode: Mode = "auto",
 ) -> dict[str, Tensor]:
@@ -81,7 +87,8 @@ def squared_gradients(
         for trainable weights of any kind.
     auto: one_pass, unless a weight has no rule for it or is used twice in a forward.
 
-    With `draw` the labels are drawn from the model.
+    With `draw` the labels are drawn from the model, those of a row with the generator of its task
+    and place (`Batch.row_starts`).
     """
     adapters = {id(p) for a in model.layout.adapters for p in model.adapter_parameters(a.name)}
     weights = dict(model.trainable_parameters())
@@ -105,8 +112,7 @@ def squared_gradients(
             if sink is not None:
                 routing.sink = sink
                 _loss(model, _by_row(batch), draw).backward()
-                if sink.added <= len(batch.examples):
-                    sink.forget()
+                if not sink.used_twice(batch):
                     continue
                 # So it is from the first batch on, and nothing right was added yet.
                 if mode == "one_pass":
@@ -138,23 +144,20 @@ def _zeros(weights: Mapping[str, nn.Parameter]) -> tuple[Tensor, dict[str, Tenso
 
 
 class _Squares:
-    """Squares each segment's gradient and adds it; with one segment per row, a sum over rows.
-
-    `added`: how many gradients the most used weight got; more than one for each row, and the
-    weight is used twice in a forward: its gradients should have been summed before the square.
-    """
+    """Squares each segment's gradient and adds it; with one segment per row, a sum over rows."""
 
     def __init__(
         self, weights: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor], memory: Tensor
     ) -> None:
         self._memory = memory
         self._sums = {id(weight): sums[name] for name, weight in weights.items()}
-        self._calls: dict[int, int] = {}
+        self._layers: Counter[int] = Counter()
+        self._rows: Counter[tuple[int, int]] = Counter()
         self._places: dict[int, Places] = {}
 
     def places(self, layer: AdapterLayer) -> Places:
         """The sums of a LoRA layer's weights, as the places of its squared gradients."""
-        self._calls[id(layer)] = self._calls.get(id(layer), 0) + len(layer.routing.rows)
+        self._layers[id(layer)] += 1
         found = self._places.get(id(layer))
         if found is None:
             starts = {weight: int(total.storage_offset()) for weight, total in self._sums.items()}
@@ -177,20 +180,25 @@ class _Squares:
         total = self._sums.get(weight)
         if total is None:
             return
-        self._calls[weight] = self._calls.get(weight, 0) + 1
+        self._rows[weight, task] += 1
         if right is None:
             gradient = left.sum(0, dtype=total.dtype)
         else:
             gradient = (left.t() @ right).to(total.dtype)
         total.addcmul_(gradient, gradient, value=scale * scale)
 
-    @property
-    def added(self) -> int:
-        return max(self._calls.values(), default=0)
+    def used_twice(self, batch: Batch) -> bool:
+        """Whether some weight was used twice in the forward pass of this batch, and count anew.
 
-    def forget(self) -> None:
-        """Count anew."""
-        self._calls.clear()
+        A row's gradients should then have been summed before the square.
+        """
+        of_task = Counter(task for task, start, stop in batch.rows for _ in range(start, stop))
+        found = any(count > 1 for count in self._layers.values()) or any(
+            count > of_task[task] for (_, task), count in self._rows.items()
+        )
+        self._layers.clear()
+        self._rows.clear()
+        return found
 
 
 def _by_row(batch: Batch) -> Batch:
@@ -204,15 +212,19 @@ def _add_per_row(
     batch: Batch,
     weights: Mapping[str, nn.Parameter],
     sums: Mapping[str, Tensor],
-    draw: torch.Generator | None,
+    draw: Draw | None,
 ) -> None:
-    for example, (task, _, _) in zip(batch.examples, _by_row(batch).rows, strict=True):
+    starts = batch.row_starts or [None] * len(batch.examples)
+    for example, (task, _, _), start in zip(
+        batch.examples, _by_row(batch).rows, starts, strict=True
+    ):
         single = collate(
             [example],
             [task],
             len(batch.counts),
             flat=batch.row_lengths is not None,
             device=batch.input_ids.device,
+            row_starts=None if start is None else [start],
         )
         loss = _loss(model, single, draw)
         grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
@@ -222,24 +234,39 @@ def _add_per_row(
                 value.addcmul_(grad, grad)
 
 
-def _loss(model: MultiTaskModel, batch: Batch, draw: torch.Generator | None) -> Tensor:
+def _loss(model: MultiTaskModel, batch: Batch, draw: Draw | None) -> Tensor:
     """Minus the log-likelihood of all labels in sum: rows do not mix, so each keeps its own."""
     if draw is None:
         loss: Tensor = model(batch).token_losses.sum()
         return loss
     outputs: Outputs = model(batch, keep_logits=True)
     assert outputs.logits is not None
-    parts = [_drawn_loss(logits, draw) for logits in (outputs.logits, *outputs.head_logits)]
-    return torch.stack(parts).sum()
+    parts = (outputs.logits, *outputs.head_logits)
+    numbers = _uniform(batch, draw).split([len(part) for part in parts])
+    return torch.stack(list(map(_drawn_loss, parts, numbers))).sum()
 
 
-def _drawn_loss(logits: Tensor, draw: torch.Generator) -> Tensor:
-    """The summed loss of labels drawn from the model itself, logits [L, V]."""
+def _uniform(batch: Batch, draw: Draw) -> Tensor:
+    """[L + H] a number in [0, 1) for each label; a row's are the same in every batch."""
+    assert batch.row_starts is not None
+    of_row = [
+        draw(example.task, start)
+        for example, start in zip(batch.examples, batch.row_starts, strict=True)
+    ]
+    rows = batch.label_rows.tolist()
+    return torch.tensor(
+        [float(torch.rand((), generator=of_row[row], dtype=torch.float64)) for row in rows],
+        dtype=torch.float64,
+    )
+
+
+def _drawn_loss(logits: Tensor, numbers: Tensor) -> Tensor:
+    """The summed loss of labels that numbers [L] draw from the model itself, logits [L, V]."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     cumulative = logits.detach().softmax(-1).cumsum(-1)
-    # One uniform number per label, so that a draw costs no copy of [L, V] from a GPU.
-    place = torch.rand(len(logits), 1, generator=draw, dtype=torch.float64).to(cumulative)
-    drawn = torch.searchsorted(cumulative, place * cumulative[:, -1:]).squeeze(1)
+    # One number per label: so a draw costs no copy of [L, V] from a GPU.
+    places = numbers.to(cumulative)[:, None] * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, places).squeeze(1)
     return F.cross_entropy(logits, drawn.clamp(max=logits.shape[-1] - 1), reduction="sum")
 
 
@@ -250,18 +277,20 @@ def _batches(run: Run, examples: Sequence[Example]) -> Iterator[Batch]:
     ordered = sorted(examples, key=lambda example: len(example.input_ids))
     mean = sum(len(example.input_ids) for example in ordered) / len(ordered)
     budget = math.ceil(mean * run.recipe.training.per_device_train_batch_size)
-    batch: list[Example] = []
+    mine = list(zip(ordered, row_starts(ordered), strict=True))[rank() :: world_size()]
+    batch: list[tuple[Example, int]] = []
     tokens = 0
-    for example in [*ordered[rank() :: world_size()], None]:
-        if batch and (example is None or tokens + len(example.input_ids) > budget):
+    for row in [*mine, None]:
+        if batch and (row is None or tokens + len(row[0].input_ids) > budget):
             yield collate(
-                batch,
-                [index[one.task] for one in batch],
+                [example for example, _ in batch],
+                [index[example.task] for example, _ in batch],
                 len(run.tasks),
                 flat=run.model.flat,
                 device=run.device,
+                row_starts=[start for _, start in batch],
             )
             batch, tokens = [], 0
-        if example is not None:
-            batch.append(example)
-            tokens += len(example.input_ids)
+        if row is not None:
+            batch.append(row)
+            tokens += len(row[0].input_ids)

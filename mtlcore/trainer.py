@@ -130,8 +130,8 @@ class Trainer:
         batches = self.micro_batches(rows)
         gradients.start(sum_columns([batch.counts for batch in batches], len(run.tasks)))
         weights = known if gradients.present == before else None
-        for number, batch in enumerate(batches):
-            outputs = self.forward(batch, number, share=1 / len(batches))  # loss sums [T]
+        for batch in batches:
+            outputs = self.forward(batch, share=1 / len(batches))  # loss sums [T]
             if self.guard.found:
                 continue
             weights = self.weights_before_backward(outputs, len(batches), weights)
@@ -184,7 +184,7 @@ class Trainer:
             device=run.device,
         )
 
-    def forward(self, batch: Batch, number: int = 0, share: float = 1.0) -> Outputs:
+    def forward(self, batch: Batch, share: float = 1.0) -> Outputs:
         """One forward pass; task penalties are added to the loss sums, if these are finite.
 
         Penalties on the batch have their own backward here, times `share`: that of this
@@ -193,8 +193,7 @@ class Trainer:
         run = self.run
         run.model.train()
         with run.autocast():
-            draw = (run.seed, run.step, number, rank())  # of the dropout masks
-            outputs: Outputs = run.model(batch, draw=draw)
+            outputs: Outputs = run.model(batch, draw=(run.seed, run.step))  # of the dropout masks
             self.guard.see(batch, outputs)
             if self.guard.found:
                 return outputs

@@ -111,7 +111,7 @@ def test_two_processes_train_as_one(weighting: str, tiny_model: Path, tmp_path: 
         tmp_path,
         tiny_model,
         weighting=weighting,
-        lora="{r: 4, lora_alpha: 8}",
+        lora="{r: 4, lora_alpha: 8, lora_dropout: 0.2}",
         bottleneck="{shared: 3, own: 2}",
         sampling="proportional",
         tasks=TASKS.replace(

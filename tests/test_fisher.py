@@ -194,16 +194,24 @@ def test_a_trained_weight_without_a_rule_is_done_row_by_row() -> None:
         fisher(run_of(model), rows(), mode="one_pass")
 
 
-def test_a_layer_that_is_used_twice_is_done_row_by_row() -> None:
-    """The two gradients of a row must be summed before the square."""
+@pytest.mark.parametrize("kind", ["shared", "own", "bottleneck"])
+def test_a_layer_that_is_used_twice_is_done_row_by_row(kind: str) -> None:
+    """The two gradients of a row must be summed before the square.
+
+    Own bottlenecks alone: each is used by the rows of its task, so that none has more gradients
+    than the batch has rows.
+    """
     recipe = LoraRecipe.model_validate({"r": 4, "lora_alpha": 8})
     network: Any = backbone()
     network.model.layers[1] = network.model.layers[0]
-    layout = Layout.build(["task0", "task1", "task2"], recipe, None)
-    model = MultiTaskModel(network, layout, recipe)
+    names = ["task0", "task1", "task2"]
+    sharing = None if kind == "shared" else SharingRecipe(shared=0, own=2 * (kind == "own"))
+    bottleneck = BottleneckRecipe(own=3) if kind == "bottleneck" else None
+    layout = Layout.build(names, recipe, sharing, bottleneck=bottleneck)
+    model = MultiTaskModel(network, layout, recipe, bottleneck=bottleneck)
     with torch.no_grad():
-        for layer in model.layers.values():
-            layer.lora_B["shared"].fill_(0.05)
+        for _, weight in model.trainable_parameters():
+            weight += 0.05
     assert_same(fisher(run_of(model), rows()), by_hand(model, rows()), 1e-10)
     with pytest.raises(UserError, match="used several times"):
         fisher(run_of(model), rows(), mode="one_pass")
@@ -233,6 +241,21 @@ def test_sampled_labels_estimate_the_expectation_over_the_model() -> None:
     assert torch.equal(found, again)
     other = fisher(run_of(model, step=1), row * 50, labels="sampled")[name]
     assert not torch.equal(other, fisher(run_of(model), row * 50, labels="sampled")[name])
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_labels_are_drawn_row_by_row(pooling: str) -> None:
+    """The same ones in every batch, also where rows are left out."""
+    model = every_family(pooling)
+    model.try_flat()
+    runs = [run_of(model, rows_per_step=count) for count in (1, 3, 100)]
+    found = [fisher(run, head_rows(), labels="sampled", mode="one_pass") for run in runs]
+    found.append(fisher(runs[1], head_rows(), labels="sampled", mode="per_row"))
+    assert not torch.equal(
+        found[0]["head.bias.head:task1"], fisher(runs[0], head_rows())["head.bias.head:task1"]
+    )
+    for other in found[1:]:
+        assert_same(other, found[0], 1e-10)
 
 
 def test_half_precision_is_squared_and_summed_in_fp32() -> None:

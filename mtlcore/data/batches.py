@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from mtlcore.model.layout import Segment, row_segments
 
 if TYPE_CHECKING:
     from mtlcore.run import Run
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Batch:
     head_labels: Tensor | None = None
     true_lengths: tuple[int, ...] | None = None
     """Padded form: the length of each row without its padding."""
+    row_starts: tuple[int, ...] | None = None
+    """The tokens of its task before each row in the step; None: as if the batch were the step."""
 
 
 def collate(
@@ -58,6 +64,7 @@ def collate(
     *,
     flat: bool = True,
     device: torch.device | str = "cpu",
+    row_starts: Sequence[int] | None = None,
 ) -> Batch:
     """Build a batch from examples and their task indices; rows come out sorted by task."""
     order = sorted(range(len(examples)), key=lambda i: tasks[i])
@@ -111,6 +118,7 @@ def collate(
         if heads
         else None,
         true_lengths=None if flat else tuple(lengths),
+        row_starts=None if row_starts is None else tuple(row_starts[i] for i in order),
     )
 
 
@@ -124,8 +132,9 @@ def micro_batches(
     device: torch.device | str = "cpu",
 ) -> list[Batch]:
     """The micro-batches that one rank makes of the examples of a step."""
-    hands = deal(examples, run.recipe.training.gradient_accumulation_steps * world_size)
+    count = run.recipe.training.gradient_accumulation_steps * world_size
     index = {task.name: task.index for task in run.tasks}
+    hands = zip(deal(examples, count), deal(row_starts(examples), count), strict=True)
     return [
         collate(
             hand,
@@ -133,9 +142,20 @@ def micro_batches(
             len(run.tasks),
             flat=flat,
             device=device,
+            row_starts=starts,
         )
-        for hand in hands[rank::world_size]
+        for hand, starts in islice(hands, rank, None, world_size)
     ]
+
+
+def row_starts(examples: Sequence[Example]) -> list[int]:
+    """How many tokens of its task stand before each of the rows."""
+    seen: Counter[str] = Counter()
+    starts: list[int] = []
+    for example in examples:
+        starts.append(seen[example.task])
+        seen[example.task] += len(example.input_ids)
+    return starts
 
 
 def draw_rows(run: Run, step: int) -> list[list[int]]:
@@ -177,6 +197,6 @@ def plan_rows(run: Run, step: int) -> list[Example]:
     return sorted(examples, key=lambda example: order[example.task])
 
 
-def deal(examples: Sequence[Example], hands: int) -> list[Sequence[Example]]:
+def deal(rows: Sequence[_Row], hands: int) -> list[Sequence[_Row]]:
     """Deal the rows of a step to micro-batches (and ranks), each as mixed as the whole."""
-    return [examples[hand::hands] for hand in range(hands) if examples[hand::hands]]
+    return [rows[hand::hands] for hand in range(hands) if rows[hand::hands]]

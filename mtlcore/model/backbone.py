@@ -266,8 +266,8 @@ class MultiTaskModel(nn.Module):
     ) -> Outputs:
         """One pass over a batch of several tasks -> loss sums [T], counts [T], losses [L + H].
 
-        `draw` is what dropout masks depend on beside layer and task, e.g. (seed, step,
-        micro-batch, rank). Labels are smoothed in training mode only. The logits [L, V] are made
+        `draw` is what dropout masks depend on beside layer, task and the token's place in the step,
+        e.g. (seed, step). Labels are smoothed in training mode only. The logits [L, V] are made
         piece by piece and dropped, unless `keep_logits` asks for them, or the output head is
         trained or has hooks that must see it run.
         """
@@ -280,6 +280,7 @@ class MultiTaskModel(nn.Module):
             batch.label_index,
             draw=draw,
             true_lengths=batch.true_lengths,
+            row_starts=batch.row_starts,
         )
         head: Any = self.backbone.get_output_embeddings()
         self._wants_hidden = self.keep_pooled or bool(batch.head_rows)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -249,6 +250,7 @@ class Routing:
     sink: Sink | None = None
     draw: tuple[object, ...] | None = None
     true_lengths: tuple[int, ...] | None = None
+    row_starts: tuple[int, ...] | None = None
     _plans: dict[int, tuple[AdapterPlan, ...]] = field(default_factory=dict)
     _tables: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _segment_tables: dict[Any, Tensor] = field(default_factory=dict)
@@ -262,18 +264,21 @@ class Routing:
         *,
         draw: tuple[object, ...] | None = None,
         true_lengths: Sequence[int] | None = None,
+        row_starts: Sequence[int] | None = None,
     ) -> None:
         """Announce the next batch: its rows by task, and their lengths if it is flat.
 
         `label_index` [L] holds the positions, among all tokens, whose logits are wanted. `draw`
         is what dropout masks depend on beside layer and task: (seed, step, ...); without it they
-        come from torch's global generator. `true_lengths` are those of padded rows.
+        come from torch's global generator. `true_lengths` are those of padded rows, `row_starts`
+        the tokens of its task before each row in the step (default: in this batch).
         """
         self.rows = tuple(rows)
         self.row_lengths = None if row_lengths is None else tuple(row_lengths)
         self.label_index = label_index
         self.draw = draw
         self.true_lengths = None if true_lengths is None else tuple(true_lengths)
+        self.row_starts = None if row_starts is None else tuple(row_starts)
         for table in (self._plans, self._segment_tables, self._masks):
             table.clear()
 
@@ -331,9 +336,10 @@ class Routing:
     def dropout_of(self, layer: int, x: Tensor) -> Dropout | None:
         """The masks of an adapter layer's input x [tokens, in]; `layer`: a number of its own.
 
-        The mask of a task's tokens depends on `draw`, the layer and the task's name alone: not on
-        the other tasks in the batch, and a recomputed forward pass meets the same. None where no
-        row of the batch has dropout.
+        The mask of a token depends on `draw`, the layer, the task's name and the token's place
+        among those of its task in the step alone: not on the other tasks, nor on how the step is
+        cut into batches, and a recomputed forward pass meets the same. None where no row of the
+        batch has dropout.
         """
         if not any(self._dropout(task) for task, _, _ in self.rows):
             return None
@@ -351,14 +357,15 @@ class Routing:
         else:
             keys = torch.tensor([*(seed_of(*self.draw, name) for name in names), 0])
         positions = torch.full((len(x),), -1, dtype=torch.int32)
-        seen: dict[int, int] = {}
-        for task, start, stop in self.segments(len(x)):
-            place: Tensor | slice = slice(start, stop)
-            if self.row_lengths is None and self.true_lengths is not None:
-                place = self._true_tokens(start, stop, len(x) // self.rows[-1].stop)
-            count, first = len(positions[place]), seen.get(task, 0)
-            positions[place] = torch.arange(first, first + count, dtype=torch.int32)
-            seen[task] = first + count
+        seen = [0] * len(keys)
+        places = self._row_places(len(x))
+        for task, first, last in self.rows:
+            for row in range(first, last):
+                start, length = places[row]
+                if self.row_starts is not None:
+                    seen[task] = self.row_starts[row]
+                positions[start : start + length] = torch.arange(seen[task], seen[task] + length)
+                seen[task] += length
         table = torch.tensor(shares, dtype=torch.float64, device=x.device)
         return table, keys.to(x.device), positions.to(x.device)
 
@@ -373,12 +380,14 @@ class Routing:
     def _dropout(self, task: int) -> float:
         return self.dropout[task] if 0 <= task < len(self.dropout) else 0.0
 
-    def _true_tokens(self, start: int, stop: int, width: int) -> Tensor:
-        """The places of tokens [start, stop) of padded rows that are no padding."""
-        assert self.true_lengths is not None
-        lengths = self.true_lengths[start // width : stop // width]
-        places = torch.arange(start, stop).view(-1, width)
-        return places[torch.arange(width) < torch.tensor(lengths)[:, None]]
+    def _row_places(self, tokens: int) -> list[tuple[int, int]]:
+        """Of each row: where it starts in an input of so many tokens, its length unpadded."""
+        if self.row_lengths is not None:
+            ends = accumulate(self.row_lengths)
+            return [(end - n, n) for end, n in zip(ends, self.row_lengths, strict=True)]
+        count = self.rows[-1].stop
+        lengths = self.true_lengths or (tokens // count,) * count
+        return [(row * tokens // count, length) for row, length in enumerate(lengths)]
 
     def token_tasks(self, tokens: int, device: torch.device) -> Tensor:
         """[tokens] the task of each token (`SHARED_ONLY` indexes the last row of S)."""

@@ -128,7 +128,13 @@ def routing(*dropout: float) -> Routing:
 
 
 def mask_of(
-    task: int, rows: list[tuple[int, int]], *, key: int = 0, flat: bool = True, layer: str = "a"
+    task: int,
+    rows: list[tuple[int, int]],
+    *,
+    key: int = 0,
+    flat: bool = True,
+    layer: str = "a",
+    starts: list[int] | None = None,
 ) -> torch.Tensor | None:
     """The mask of one task's tokens in a batch of (task, length) rows."""
     mine = routing(0.5, 0.0, 0.25)
@@ -136,7 +142,11 @@ def mask_of(
     width = max(lengths)
     segments = [Segment(t, i, i + 1) for i, (t, _) in enumerate(rows)]
     mine.enter(
-        segments, lengths if flat else None, draw=(0, key), true_lengths=None if flat else lengths
+        segments,
+        lengths if flat else None,
+        draw=(0, key),
+        true_lengths=None if flat else lengths,
+        row_starts=starts,
     )
     mask = mine.keep_mask(layer, torch.empty(sum(lengths) if flat else width * len(rows), 40))
     if mask is None:
@@ -167,6 +177,16 @@ def test_masks_differ_by_step_layer_task_and_row() -> None:
     assert not torch.equal(base, mask_of(0, rows, layer="b"))  # type: ignore[arg-type]
     assert not torch.equal(base == 0, mask_of(2, rows) == 0)  # type: ignore[operator]
     assert not torch.equal(base[:6], base[6:])
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_masks_of_a_step_do_not_depend_on_how_it_is_cut_into_batches(flat: bool) -> None:
+    """The second and third row of task 2 in a batch of their own, in the other order."""
+    whole = mask_of(2, [(0, 9), (2, 5), (2, 3), (2, 4)])
+    cut = mask_of(2, [(0, 9), (2, 4), (2, 3)], flat=flat, starts=[0, 8, 5])
+    assert whole is not None
+    assert cut is not None
+    assert torch.equal(cut, torch.cat([whole[8:], whole[5:8]]))
 
 
 def test_a_batch_of_tasks_without_dropout_draws_nothing() -> None:
