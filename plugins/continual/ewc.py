@@ -45,9 +45,9 @@ class EWC(Regularizer):
 
     It acts on the weights: its gradient strength * F (theta - theta*) is added after the tasks were
     combined. F and theta* are saved with the run, and a run that starts from it (`mtlcore adapt`)
-    has them; if it kept none, F is measured at the start on the train rows of the tasks that no
-    stage trains. Where all tasks answer with the same labels EWC alone prevents little forgetting:
-    add `replay`.
+    has them; the tasks that no stage trains and whose F was not kept are measured at its start, on
+    their train rows. Where all tasks answer with the same labels EWC alone prevents little
+    forgetting: add `replay`.
     """
 
     name = "ewc"
@@ -72,11 +72,10 @@ class EWC(Regularizer):
         # The same with the stage that has ended. It is held once the next one begins: a stage
         # that is given more steps must not be held back by itself, nor count twice.
         self.coming: dict[str, tuple[Tensor, Tensor]] = {}
+        self.measured: set[str] = set()  # the tasks in F
 
     def mtlcore_run_start(self, run: Run) -> None:
-        """In a run that starts from one without EWC: measure what its tasks need now."""
-        if self.held or self.coming:
-            return
+        """In a run that starts from another: measure the old tasks that this one did not."""
         if run.recipe.start is None:
             if len(run.recipe.stages) < 2:
                 run.note(
@@ -84,14 +83,15 @@ class EWC(Regularizer):
                     "serves a run that starts from this one"
                 )
             return
-        trained = trained_tasks(run.recipe)
-        old = [task for task in run.tasks if task.name not in trained]
+        known = self.measured | trained_tasks(run.recipe)
+        missing = [task for task in run.tasks if task.name not in known]
         said = f"{self.name}: the start run kept no Fisher information"
-        if old:
-            names = ", ".join(task.name for task in old)
-            run.note(f"{said}; it is measured now on train rows of {names}")
-            self.coming = self._measure(run, old)
-        else:
+        if missing:
+            names = ", ".join(task.name for task in missing)
+            run.note(f"{said} of {names}; it is measured now on their train rows")
+            self.held = self.coming or self.held
+            self.coming = self._measure(run, missing)
+        elif not self.measured:
             run.note(f"{said} and every task is trained again, so nothing is held at first")
 
     def mtlcore_stage_start(self, run: Run, stage: str) -> None:
@@ -119,6 +119,7 @@ class EWC(Regularizer):
                     found[name] = (found[name][0].to(value.device) + value, found[name][1])
                 elif value.any():  # the own weights of other tasks have none
                     found[name] = (value, weights[name].clone())
+            self.measured.add(task.name)
         return found
 
     def mtlcore_penalties(self, run: Run, batch: object, outputs: object) -> list[Penalty]:
@@ -161,20 +162,23 @@ class EWC(Regularizer):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """F and theta* by the name of the weight."""
-        return {
+        """F and theta* by the name of the weight, and the tasks that were measured."""
+        tensors = {
             f"{part}.{kind}.{name}": value.clone()
             for part, kept in (("held", self.held), ("coming", self.coming))
             for name, pair in kept.items()
             for kind, value in zip((_FISHER, _WEIGHT), pair, strict=True)
         }
+        return {"measured": sorted(self.measured), **tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back F and theta*."""
+        tensors = dict(state)
+        self.measured = set(tensors.pop("measured", ()))
         parts: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"held": {}, "coming": {}}
-        for key, value in state.items():
+        for key, value in tensors.items():
             part, kind, name = key.split(".", 2)
             if kind == _FISHER:
-                weight = state[f"{part}.{_WEIGHT}.{name}"]
+                weight = tensors[f"{part}.{_WEIGHT}.{name}"]
                 parts[part][name] = value.clone(), weight.clone()
         self.held, self.coming = parts["held"], parts["coming"]

@@ -178,7 +178,7 @@ def test_what_is_held_survives_saving() -> None:
         move(run.model, 2)
         first.mtlcore_stage_end(run, stage)
     state = first.state_dict()
-    assert all("/" not in name and isinstance(value, Tensor) for name, value in state.items())
+    assert state["measured"] == ["task0", "task1"]
     second = EWC(strength=3.0)
     second.load_state_dict(state)
     for ewc in (first, second):
@@ -191,12 +191,43 @@ def test_a_start_run_without_it_is_measured_at_the_start() -> None:
     run = staged_run(["task2"], start="runs/before")
     ewc = EWC()
     ewc.mtlcore_run_start(run)
-    assert "train rows of task0, task1" in run.notes[0]
+    assert "Fisher information of task0, task1; it is measured now" in run.notes[0]
     ewc.mtlcore_stage_start(run, "s0")
     expected = [fisher(run, train_rows(task)) for task in (0, 1)]
     for name, (importance, _) in ewc.held.items():
         torch.testing.assert_close(importance, expected[0][name] + expected[1][name])
     assert any("own:task1" in name for name in ewc.held)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_start_run_that_was_stopped_is_measured_where_it_did_not(ended: bool) -> None:
+    """It stopped in its second stage, task1, or after it; task2 is new."""
+    before = staged_run(["task0"], ["task1"])
+    old = EWC(decay=0.5)
+    old.mtlcore_stage_end(before, "s0")
+    old.mtlcore_stage_start(before, "s1")
+    move(before.model, 1)
+    if ended:
+        old.mtlcore_stage_end(before, "s1")
+    run = staged_run(["task2"], start="runs/before")
+    move(run.model, 1)
+    ewc = EWC(decay=0.5)
+    ewc.load_state_dict(old.state_dict())
+    ewc.mtlcore_run_start(run)
+    assert [note.partition(";")[0] for note in run.notes] == [
+        "ewc: the start run kept no Fisher information of task1"
+    ] * (not ended)
+    ewc.mtlcore_stage_start(run, "s0")
+    new = fisher(run, train_rows(1))
+    for name, (importance, weight) in ewc.held.items():
+        earlier = old.held[name][0] if name in old.held else torch.zeros_like(new[name])
+        torch.testing.assert_close(importance, 0.5 * earlier + new[name])
+        assert torch.equal(weight, weights(run)[name])
+    assert ewc.measured == {"task0", "task1"}
+    again = EWC(decay=0.5)  # resumed
+    again.load_state_dict(ewc.state_dict())
+    again.mtlcore_run_start(run)
+    assert not again.coming
 
 
 def test_it_says_when_a_start_run_leaves_nothing_to_measure() -> None:
@@ -208,7 +239,7 @@ def test_it_says_when_a_start_run_leaves_nothing_to_measure() -> None:
 
 
 def test_a_start_run_with_it_is_not_measured_again() -> None:
-    before = staged_run(["task0"])
+    before = staged_run(["task0", "task1"])
     old = EWC()
     old.mtlcore_stage_end(before, "s0")
     run = staged_run(["task2"], start="runs/before")
