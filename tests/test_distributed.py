@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mtlcore
+from mtlcore import checkpoint_store
+from mtlcore.adaptation import FORGETTING
 from tests.helpers import torchrun
-from tests.recipes import TASKS, final_adapters, metrics, write_tiny_recipe
+from tests.recipes import TASKS, final_adapters, metrics, training_part, write_tiny_recipe
 
 SCRIPT = """
 import os
@@ -20,7 +24,11 @@ import mtlcore.model.backbone
 if os.environ["RANK"] == "1":  # its first weights are others, and must not count
     right = mtlcore.model.backbone.generator
     mtlcore.model.backbone.generator = lambda *key: right("another", *key)
-mtlcore.train(sys.argv[1], ["model.dtype=float64"])
+if sys.argv[1] == "adapt":
+    _, _, folder, task, out, *more = sys.argv
+    mtlcore.adapt(folder, task, more, max_steps=3, output_dir=out)
+else:
+    mtlcore.train(sys.argv[1], ["model.dtype=float64"])
 """
 
 
@@ -54,6 +62,12 @@ def train_both(
     torchrun(script, recipes["two"])
     runs = [folder / name / "run" for name in ("one", "two")]
     return [metrics(run) for run in runs], [final_adapters(run) for run in runs]
+
+
+def kept_by_components(run: Path) -> dict[str, torch.Tensor]:
+    """The tensors that components keep in the last checkpoint."""
+    last = checkpoint_store.checkpoints(run)[-1]
+    return load_file(last / checkpoint_store.COMPONENTS)
 
 
 def assert_equal(finals: list[dict[str, torch.Tensor]]) -> None:
@@ -145,3 +159,49 @@ def test_a_penalty_on_the_batch_of_one_process_only(tiny_model: Path, tmp_path: 
     for one, two in zip(*records, strict=True):
         assert one["penalties"] == pytest.approx(two["penalties"], rel=1e-9)
     assert_equal(finals)
+
+
+CONTINUAL = (
+    "regularization=[{name: ewc, strength: 1e4, rows: 7, labels: sampled}]",
+    "replay={name: reservoir, rows: 12, share: 0.5}",
+    "lora.lora_dropout=0.1",
+    "training.save_steps=1",
+)
+
+
+def test_two_processes_adapt_as_one(tiny_model: Path, tmp_path: Path) -> None:
+    """The Fisher information of an odd number of rows, with drawn labels; the memory; the table."""
+    old_tasks, _, new_task = TASKS.partition("  definitions:")
+    recipe = write_tiny_recipe(
+        tmp_path,
+        tiny_model,
+        tasks=old_tasks,
+        lora="{r: 4, lora_alpha: 8}",
+        sharing="{shared: 4, own: 2}",
+        training=training_part(tmp_path, max_steps=2, learning_rate=0.02, adam_epsilon=1e-3),
+    )
+    old = mtlcore.train(recipe, ["model.dtype=float64"]).folder
+    new = tmp_path / "new.yaml"
+    new.write_text(f"tasks:\n  definitions:{new_task}")
+    one, two = tmp_path / "one", tmp_path / "two"
+    mtlcore.adapt(old, new, CONTINUAL, max_steps=3, output_dir=one)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    half = "training.per_device_train_batch_size=3"
+    torchrun(script, "adapt", old, new, two, *CONTINUAL, half)
+    assert_equal([final_adapters(run) for run in (one, two)])
+    kept = [kept_by_components(run) for run in (one, two)]
+    assert any("/held.fisher." in name and value.any() for name, value in kept[0].items())
+    assert_equal(kept)
+    for mine, theirs in zip(metrics(one), metrics(two), strict=True):
+        assert mine["rows"] == theirs["rows"]
+        assert mine["rows"]["sentiment"] + mine["rows"]["spelling"] == 3, "replayed"
+        for key in ("losses", "penalties", "grad_norms"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-9)
+    assert metrics(one)[-1]["penalties"]["ewc"] > 0
+    told = [json.loads((run / FORGETTING).read_text()) for run in (one, two)]
+    assert told[0] == told[1]
+    assert {"sentiment", "spelling"} == told[0]["tasks"].keys()
+    states = [checkpoint_store.checkpoints(run)[-1] / checkpoint_store.STATE for run in (one, two)]
+    memories = [json.loads(state.read_text())["components"]["replay:reservoir"] for state in states]
+    assert memories[0] == memories[1]
