@@ -49,6 +49,7 @@ def adapt(
     if resume and (target / RECIPE).is_file():
         loaded = read_recipe(target / RECIPE, overrides)
         _require_same_steps(loaded, max_steps)
+        _require_same_tasks(loaded, task, new, overrides)
     else:
         loaded = _recipe(folder, task, new, max_steps, target, overrides)
     trainer = prepare(loaded, resume=resume)
@@ -83,6 +84,36 @@ def _require_same_steps(loaded: LoadedRecipe, max_steps: int | None) -> None:
         )
 
 
+def _require_same_tasks(
+    loaded: LoadedRecipe,
+    task: str | Path | Mapping[str, Any],
+    new: list[str],
+    overrides: Sequence[str],
+) -> None:
+    """As with the steps: the tasks of a resumed run are those that it was begun with."""
+    had = loaded.recipe.stages[-1].tasks
+    found = f"found {', '.join(new)}"
+    if set(new) == set(had):
+        saved = read_part(loaded.path)
+        saved["tasks"] = {name: part for name, part in saved["tasks"].items() if name not in had}
+        given = _with_tasks(saved, task, overrides).recipe.tasks
+        changed = [
+            f"tasks.{name}.{key}"
+            for name in new
+            for key, value in loaded.recipe.tasks[name]
+            if getattr(given[name], key) != value
+        ]
+        if not changed:
+            return
+        found = f"{', '.join(changed)} changed"
+    raise UserError(
+        f"the run was begun with {', '.join(had)}, and --resume keeps the tasks as they were; "
+        f"{found}",
+        where="the new task" if isinstance(task, Mapping) else str(task),
+        fix="undo that, or adapt anew into another folder",
+    )
+
+
 def _recipe(
     folder: Path,
     task: str | Path | Mapping[str, Any],
@@ -103,14 +134,25 @@ def _recipe(
             )
     stage: dict[str, Any] = {"name": STAGE, "tasks": new}
     stage |= {"max_steps": max_steps} if max_steps else {"num_train_epochs": EPOCHS}
-    parts = [folder / RECIPE] if isinstance(task, Mapping) else [folder / RECIPE, task]
     recipe = {
-        **(task if isinstance(task, Mapping) else {}),
         "start": {"run": str(folder.resolve())},
         "stages": [stage],
         "training": {"output_dir": str(target), "max_steps": None},
     }
-    return recipe_from_mapping(recipe, overrides, over=parts)
+    return _with_tasks(recipe, task, overrides, over=[folder / RECIPE])
+
+
+def _with_tasks(
+    recipe: dict[str, Any],
+    task: str | Path | Mapping[str, Any],
+    overrides: Sequence[str],
+    over: Sequence[Path] = (),
+) -> LoadedRecipe:
+    """A recipe, which lies over files, with the tasks to add."""
+    if isinstance(task, Mapping):
+        tasks = {**recipe.get("tasks", {}), **task["tasks"]}
+        return recipe_from_mapping({**recipe, "tasks": tasks}, overrides, over=over)
+    return recipe_from_mapping(recipe, overrides, over=[*over, task])
 
 
 def _score_before(run: Run, old: Sequence[str]) -> None:

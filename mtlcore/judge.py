@@ -131,20 +131,29 @@ class Judge:
         return {
             "metric": self.metric,
             "best": asdict(self.best),
+            "metric_of_task": {name: self._task_metric(name) for name in self.tasks},
             "tasks": {name: asdict(best) for name, best in self.tasks.items()},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Set what `state` gave; with another metric, or a new patience, judging starts afresh."""
-        if state["metric"] != self.metric:
-            self.run.note(
-                f"the stage is judged by {self.metric} from now on, not {state['metric']}"
-            )
-            return
-        self.best = Best(**state["best"])
+        """Set what `state` gave; another metric, or a new patience, judges afresh."""
+        if self._is_judged_as_before("the stage", state["metric"], self.metric):
+            self.best = Best(**state["best"])
         for name, best in state["tasks"].items():
             if name in self.tasks:
-                self.tasks[name] = Best(**best)
+                before, now = state["metric_of_task"][name], self._task_metric(name)
+                if self._is_judged_as_before(f"task {name!r}", before, now):
+                    self.tasks[name] = Best(**best)
+
+    def _is_judged_as_before(self, who: str, before: str, now: str) -> bool:
+        if before != now:
+            self.run.note(f"{who} is judged by {now} from now on, not {before}")
+        return before == now
+
+    def _task_metric(self, name: str) -> str:
+        """What a task is judged by: its primary metric, or its loss."""
+        evaluators = self.run.evaluators[name]
+        return "loss" if self.by_loss or not evaluators else evaluators[0].name
 
     def _value(self, flat: dict[str, float]) -> float:
         if self.metric not in flat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +166,13 @@ def _source(run: Run, start: StartRecipe, task: Task, old: list[Task]) -> Task |
     if task.name in start.own_from:
         return run.task(start.own_from[task.name])
     has_own = any(a.owner is not None and a.family != "head" for a in run.model.layout.adapters)
-    if not start.nearest or not has_own or task.recipe.head is not None:
+    if not start.nearest or not has_own:
+        return None
+    if task.recipe.head is not None:
+        run.note(
+            f"task {task.name!r} starts from a fresh adapter of its own: without a trained head "
+            "nothing tells which old task is the nearest; start.own_from can name one"
+        )
         return None
     rows = list(task.train)[:NEAREST_ROWS]
     tokens = sum(label != -100 for row in rows for label in row.labels)
@@ -200,12 +207,16 @@ def carry_over(run: Run) -> None:
 
 def _carry_over(run: Run, place: Path) -> None:
     """Components that outlive a run get what those of the same kind and name remembered."""
-    states: dict[tuple[str, str], dict[str, Any]] = {}
+    states: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for key, state in open_checkpoint(place, STATE, COMPONENTS).component_states().items():
-        where, _, name = key.rpartition(":")
-        states[where.partition("[")[0], name] = state
+        states[_kind_and_name(key)].append(state)
     for key, component in run.components.items():
-        where, _, name = key.rpartition(":")
-        found = states.get((where.partition("[")[0], name))
-        if component.carries_over and found:
-            component.load_state_dict(found)
+        found = states[_kind_and_name(key)]
+        if component.carries_over and found:  # several of one name: each its own, in their order
+            component.load_state_dict(found.pop(0))
+
+
+def _kind_and_name(key: str) -> tuple[str, str]:
+    """ "regularization[1]:ewc" -> ("regularization", "ewc")."""
+    where, _, name = key.rpartition(":")
+    return where.partition("[")[0], name

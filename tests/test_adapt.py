@@ -101,6 +101,18 @@ def test_a_new_own_adapter_starts_from_the_nearest_task(old_run: Path, tmp_path:
     assert all(float(value.abs().max()) < 1e-6 for value in own)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_new_task_with_a_head_has_no_nearest_task(
+    named: bool, old_run: Path, tmp_path: Path
+) -> None:
+    part = yaml.safe_load("tasks:" + OLD_TASKS)["tasks"]["sentiment"]
+    files = {split: str(old_run.parent / part[split]) for split in ("train", "eval", "test")}
+    new = {"tasks": {"rated": {**part, **files, "head": "classification"}}}
+    overrides = ["start.own_from.rated=sentiment"] * named
+    run = mtlcore.adapt(old_run, new, overrides, max_steps=1, output_dir=tmp_path / "run")
+    assert any("'rated' starts from a fresh adapter" in note for note in run.notes) != named
+
+
 def test_an_interrupted_adaptation_resumes_bit_identically(old_run: Path, tmp_path: Path) -> None:
     finals = []
     for name in ("whole", "resumed"):
@@ -122,6 +134,30 @@ def test_a_resumed_adaptation_takes_no_other_number_of_steps(old_run: Path, tmp_
     shutil.rmtree(tmp_path / "run" / "predictions" / "before")
     with pytest.raises(UserError, match="the scores from before the new tasks are missing"):
         mtlcore.adapt(old_run, new, output_dir=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ((("max_rows: 12", "max_rows: 10"),), "tasks.definitions.max_rows changed"),
+        ((("    max_rows: 12\n", ""),), "tasks.definitions.max_rows changed"),
+        ((("definitions:", "meanings:"),), "begun with definitions, .* found meanings"),
+    ],
+)
+def test_a_resumed_adaptation_takes_no_other_task(
+    changes: tuple[tuple[str, str], ...], message: str, old_run: Path, tmp_path: Path
+) -> None:
+    new, folder = old_run.parent / "limited.yaml", tmp_path / "run"
+    text = NEW_TASK.replace("  definitions:\n", "  definitions:\n    max_rows: 12\n")
+    new.write_text(text)
+    mtlcore.adapt(old_run, new, max_steps=1, output_dir=folder)
+    mtlcore.adapt(old_run, new, max_steps=1, output_dir=folder, resume=True)
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    new.write_text(text)
+    with pytest.raises(UserError, match=message):
+        mtlcore.adapt(old_run, new, max_steps=1, output_dir=folder, resume=True)
 
 
 def test_old_tasks_without_rows_to_score_are_told(old_run: Path, tmp_path: Path) -> None:

@@ -221,6 +221,25 @@ def task_that_stops(folder: Path, tiny_model: Path, seed: int = 0) -> Path:
     )
 
 
+def test_a_task_keeps_its_best_when_only_the_stage_is_judged_anew(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """By a loss both times; by its metric later, the task begins anew too."""
+    recipe = task_that_stops(tmp_path, tiny_model)
+    folder = mtlcore.train(recipe).folder
+    kept = checkpoint_folder(folder, 3)
+    before = checkpoint.read_state(kept)["progress"]["judge"]["tasks"]["spelling"]
+    for metric, expected in (("eval_sentiment_loss", before["step"]), ("eval_overall", None)):
+        loaded = read_recipe(recipe, [f"training.metric_for_best_model={metric}"])
+        trainer = prepare(loaded, resume=kept)
+        told = " ".join(trainer.run.notes)
+        assert f"the stage is judged by {metric} from now on, not eval_loss" in told
+        assert ("task 'spelling' is judged by" in told) == (expected is None)
+        assert trainer.judge.tasks["spelling"].step == expected
+        assert trainer.judge.best.step is None
+        trainer.run.lock.release()
+
+
 def test_a_stage_that_is_ended_again_scores_its_weights_once(
     tiny_model: Path, tmp_path: Path
 ) -> None:
