@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,16 +206,16 @@ def carry_over(run: Run) -> None:
 
 def _carry_over(run: Run, place: Path) -> None:
     """Components that outlive a run get what those of the same kind and name remembered."""
-    states: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    states: dict[tuple[str, str], dict[str, Any]] = {}
     for key, state in open_checkpoint(place, STATE, COMPONENTS).component_states().items():
-        states[_kind_and_name(key)].append(state)
+        states[_kind_and_name(key)] = state
     for key, component in run.components.items():
-        found = states[_kind_and_name(key)]
-        if component.carries_over and found:  # several of one name: each its own, in their order
-            component.load_state_dict(found.pop(0))
+        found = states.get(_kind_and_name(key))
+        if component.carries_over and found:
+            component.load_state_dict(found)
 
 
 def _kind_and_name(key: str) -> tuple[str, str]:
-    """ "regularization[1]:ewc" -> ("regularization", "ewc")."""
+    """ "regularization[1]:ewc" -> ("regularization", "ewc"); no kind has a name twice."""
     where, _, name = key.rpartition(":")
     return where.partition("[")[0], name
