@@ -33,7 +33,8 @@ NEVER = 10**9
 class OwnSharesOfRows:
     """Keeps a task's rows per step as they are when another task has stopped early.
 
-    In a multi-task run the others would share them; a single-task run knows nothing of others.
+    In a multi-task run the others would share them; a single-task run knows nothing of others. A
+    step in which only stopped tasks would have rows goes to the others: it needs some.
     """
 
     @hookimpl
@@ -45,7 +46,7 @@ class OwnSharesOfRows:
         finally:
             run.active = active
         kept = [count * on for count, on in zip(counts, active, strict=True)]
-        return kept if any(kept) else None  # a step needs a row: then the sampler decides
+        return kept if any(kept) else None
 
 
 def prepare(
