@@ -47,6 +47,8 @@ fix: install
 bench: install
 	$(BIN)/python -m pytest benchmarks/bench_*.py
 	$(BIN)/python -m benchmarks.step --json --record
+	$(BIN)/python -m benchmarks.lora --json --record
+	$(BIN)/python -m benchmarks.gramian --json --record
 	$(BIN)/python -m benchmarks.throughput --json --record
 	$(BIN)/python -m benchmarks.startup --json --record
 	$(BIN)/python -m benchmarks.baselines --json --record

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks import baselines, checkpoint, faults, fisher, harness, startup, step, throughput
+from benchmarks import (
+    baselines,
+    checkpoint,
+    faults,
+    fisher,
+    gramian,
+    harness,
+    startup,
+    step,
+    throughput,
+)
 
 # TorchJD's autojac runs attention under vmap, for which torch has no batching rule.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -191,3 +201,14 @@ def test_faults(capsys: pytest.CaptureFixture[str]) -> None:
     for kind, tried in (("SIGKILL", 1), ("SIGTERM", 1), ("damage", 5)):
         found = metrics(record, kind)
         assert [found[name]["value"] for name in ("tried", "survived", "lost")] == [tried, tried, 0]
+
+
+def test_gramian(capsys: pytest.CaptureFixture[str]) -> None:
+    gramian.run(["--json", "--rounds", "2", "--columns", "5000"])
+    record = last_line(capsys, "gramian")
+    for case in ("T=8 P=5e+03", "T=32 P=5e+03"):
+        found = metrics(record, case)
+        assert found["gramian, error"]["value"] < 1e-6
+        share = found["combine, share of copy bandwidth"]
+        assert share["target"] == gramian.SHARE
+        assert share["met"] == (share["value"] >= gramian.SHARE)

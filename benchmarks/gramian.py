@@ -1,0 +1,136 @@
+"""Gramian, combination and both with a weighting between: `python -m benchmarks.gramian`.
+
+J [T, P] fp32 against plain torch and against the bandwidth of a copy of the same size in the same
+rounds. The floor of the Gramian is to read J once, that of the combination to read J and write P.
+
+    gramian     ops.gramian          torch: J @ Jᵀ (fp32, as torch adds it up)
+    combine     ops.combine          torch: torch.mv(Jᵀ, w, out=...)
+    project     Gramian, PCGrad's weights and combination, in sum
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Result, interleave, main, ratios, result
+from mtlcore import ops
+from mtlcore.ops.reference.gramian import gramian as reference
+from mtlcore_plugins.weighting.pcgrad import pcgrad_weights
+
+TASKS = (8, 32)
+COLUMNS = 5_000_000
+ROUNDS = 21
+SHARE = 0.7  # of the copy's bandwidth
+SPEEDUP = {8: 2.5, 32: 1.6}  # over torch's J @ Jᵀ
+TOLERANCE = 1e-6  # of the norms' product
+
+
+class Case:
+    """T task gradients, and what every variant does with them."""
+
+    def __init__(self, tasks: int, columns: int, device: str) -> None:
+        self.name = f"T={tasks} P={columns:.0e}"
+        draw = torch.Generator().manual_seed(0)
+        self.J = torch.randn(tasks, columns, generator=draw).to(device)
+        self.copy = torch.empty_like(self.J)
+        self.w = torch.rand(tasks, generator=draw).to(device)
+        self.out = torch.empty(columns, device=device)
+        others = [[j for j in range(tasks) if j != i] for i in range(tasks)]
+        self.order = np.array(others)  # in which PCGrad meets them
+        self.variants: dict[str, Callable[[], object]] = {
+            "copy": lambda: self.copy.copy_(self.J),
+            "gramian": lambda: ops.gramian(self.J),
+            "torch J @ Jt": lambda: self.J @ self.J.T,
+            "combine": lambda: ops.combine(self.J, self.w, out=self.out),
+            "torch mv": lambda: torch.mv(self.J.T, self.w, out=self.out),
+            "project": self.project,
+        }
+
+    def project(self) -> Tensor:
+        weights = pcgrad_weights(ops.gramian(self.J).cpu().numpy(), self.order)
+        return ops.combine(self.J, torch.from_numpy(weights).to(self.J), out=self.out)
+
+    def error(self, variant: str) -> float:
+        """The largest error of a Gramian, in units of the norms' product."""
+        exact = reference(self.J)
+        norms = exact.diagonal().sqrt()
+        found = self.variants[variant]()
+        assert isinstance(found, Tensor)
+        return float(((found.double() - exact).abs() / norms[:, None] / norms).max())
+
+    def check(self) -> None:
+        assert self.error("gramian") <= TOLERANCE, f"{self.name}: {self.error('gramian'):.1e} off"
+        found, expected = ops.combine(self.J, self.w), torch.mv(self.J.T.double(), self.w.double())
+        assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """The fewest bytes that each op moves."""
+        size, column = self.J.nbytes, self.out.nbytes
+        return {
+            "copy": 2 * size,
+            "gramian": size,
+            "combine": size + column,
+            "project": 2 * size + column,
+        }
+
+
+def check(options: argparse.Namespace) -> None:
+    for tasks in TASKS:
+        Case(tasks, 100_003, options.device).check()
+
+
+def measure(options: argparse.Namespace) -> list[Result]:
+    results: list[Result] = []
+    synchronize = torch.cuda.synchronize if options.device == "cuda" else None
+    for tasks in TASKS:
+        case = Case(tasks, options.columns, options.device)
+        times = interleave(case.variants, options.rounds, synchronize=synchronize)
+        results += [
+            result(case.name, name, [1000 * value for value in values], "ms")
+            for name, values in times.items()
+        ]
+        for name in ("gramian", "combine", "project"):
+            moved = case.bytes[name] / case.bytes["copy"]
+            shares = [moved * ratio for ratio in ratios(times, "copy", name)]
+            target = None if name == "project" else SHARE
+            results.append(
+                result(case.name, f"{name}, share of copy bandwidth", shares, "x",
+                       target=target, higher_is_better=True)
+            )  # fmt: skip
+        results.append(
+            result(case.name, "torch J @ Jt / gramian", ratios(times, "torch J @ Jt", "gramian"),
+                   "x", target=SPEEDUP[tasks], higher_is_better=True)
+        )  # fmt: skip
+        faster = ratios(times, "torch mv", "combine")
+        results.append(result(case.name, "torch mv / combine", faster, "x"))
+        for name in ("gramian", "torch J @ Jt"):
+            results.append(result(case.name, f"{name}, error", [case.error(name)], ""))
+    return results
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gramian", epilog="--json and --record: see benchmarks/harness.py"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--columns", type=int, default=COLUMNS)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options, rest = parser.parse_known_args(argv)
+    main(
+        "gramian",
+        functools.partial(check, options),
+        functools.partial(measure, options),
+        device=options.device,
+        argv=rest,
+    )
+
+
+if __name__ == "__main__":
+    run()
