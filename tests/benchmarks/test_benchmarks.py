@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,3 +216,21 @@ def test_gramian(capsys: pytest.CaptureFixture[str]) -> None:
         share = found["combine, share of copy bandwidth"]
         assert share["target"] == gramian.SHARE
         assert share["met"] == (share["value"] >= gramian.SHARE)
+
+
+@pytest.mark.slow
+def test_the_steps_for_a_gpu_machine_run_dry(tmp_path: Path) -> None:
+    """Build included, without a network, from a folder of wheels that is empty."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        ["bash", "benchmarks/gpu.sh"], cwd=root, capture_output=True, text=True, timeout=900,
+        env={**os.environ, "MTLCORE_GPU_DRY": "1", "MTLCORE_GPU_OUT": str(tmp_path),
+             "MTLCORE_WHEELS": str(tmp_path), "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    verdicts = [line.split() for line in (tmp_path / "summary.txt").read_text().splitlines()[:7]]
+    steps = ["environment", "where", "build", "tests", "sanitize", "lora", "gramian"]
+    assert [line[:2] for line in verdicts] == [[step, "ok"] for step in steps]
+    assert "not run: compute-sanitizer" in (tmp_path / "sanitize.log").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "benchmarks.jsonl").read_text().splitlines()]
+    assert [line["benchmark"] for line in lines] == ["lora", "gramian"]
