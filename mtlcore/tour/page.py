@@ -14,10 +14,11 @@ HEAD = """\
 <!-- Written by `make tour`; the rows are in mtlcore/tour/rows/. -->
 
 Multi-task tuning has eight troubles, each with three known remedies. `make tour` runs one command
-for each remedy, on a small random model and on data made so that the trouble is there (a planted
-conflict, imbalance, shift, leak, noise or bias), once without and once with it. The quantity and
-the direction in which it must move are fixed beforehand; a wrong direction fails the tour. The
-figures say that each remedy works as it should, not how much it gives on your tasks.
+for each remedy (two for domain adaptation), on a small random model and on data made so that the
+trouble is there (a planted conflict, imbalance, shift, leak, noise or bias), once without and once
+with it. The quantity and the direction in which it must move are fixed beforehand; a wrong
+direction fails the tour. The figures say that each remedy works as it should, not how much it gives
+on your tasks.
 """
 
 

@@ -30,8 +30,9 @@ RESULT = Result(
 
 def test_each_of_eight_troubles_has_three_remedies() -> None:
     rows = choose(())
-    assert list(Counter(row.trouble for row in rows).values()) == [3] * 8
-    assert len({row.name for row in rows}) == 24
+    remedies = dict.fromkeys((row.trouble, row.remedy) for row in rows)
+    assert list(Counter(trouble for trouble, _ in remedies).values()) == [3] * 8
+    assert len({row.name for row in rows}) == len(rows) == 25  # domain adaptation has two
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_a_row_is_run_by_its_name(cli: CommandLine, tmp_path: Path) -> None:
     assert code == 0, err
     [result] = json.loads(out)
     assert result["command"].startswith("mtlcore check doubtful.yaml")
-    assert (result["without"], result["with_remedy"]) == (0, 12)
+    assert 0.5 < result["without"] < result["with_remedy"] - 0.05
     assert "Label consistency" in page.read_text()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtlcore.tour.cases import opinions, task, write
+from mtlcore.tour.cases import THINGS, opinions, task, write
 from mtlcore.tour.tour import Tour, overall, row
 
 TROUBLE = "Data preparation"
@@ -59,6 +59,37 @@ def domain_adaptation(tour: Tour) -> tuple[float, float]:
     run = tour.train(recipe)
     scores = tour.scores(run)
     return without, scores.by_task["labelled"].loss
+
+
+@row(
+    TROUBLE,
+    "Domain adaptation",
+    quantity="test loss in a domain of other words with 24 labelled rows, beside one with 200",
+    better="lower",
+)
+def coral(tour: Tour) -> tuple[float, float]:
+    """Hidden states of both domains aligned against the same training without it.
+
+    The large domain speaks of two things, the small one of ten others, which few rows let stand for
+    labels. Between rows about the same things, with nothing to align, `coral` harms.
+    """
+    head = {"name": "classification", "pooling": "mean"}
+    domains = (("large", 200, 200, THINGS[:2]), ("small", 24, 201, THINGS[2:]))
+    tasks = {
+        name: task(
+            tour.folder,
+            name,
+            opinions(rows, seed, things=things),
+            test=opinions(200, seed + 2, things=things),
+            head=head,
+        )
+        for name, rows, seed, things in domains
+    }
+    training = {"per_device_train_batch_size": 32}
+    recipe = tour.recipe("shift", {"tasks": tasks, "sampling": "equal", "training": training})
+    remedy = "regularization=[{name: coral, strength: 100}]"
+    without = tour.scores(tour.train(recipe)).by_task["small"].loss
+    return without, tour.scores(tour.train(recipe, remedy)).by_task["small"].loss
 
 
 @row(

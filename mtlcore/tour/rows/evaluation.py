@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from statistics import mean
 
 from mtlcore.evaluation.review import WORST
 from mtlcore.tour.cases import BAD, GOOD, opinions, task
-from mtlcore.tour.recipes import noisy_tasks, two_camps
+from mtlcore.tour.recipes import two_camps
 from mtlcore.tour.tour import Tour, overall, row
 
 TROUBLE = "Evaluation"
@@ -64,13 +65,17 @@ def baselines(tour: Tour) -> tuple[float, float]:
 @row(
     TROUBLE,
     "Review of outputs",
-    quantity="share of wrong answers among the rows that one reads",
+    quantity="share, among rows one reads, of those about the one thing mislabelled in training",
     better="higher",
 )
 def review(tour: Tour) -> tuple[float, float]:
-    """The worst rows of a review against any rows of the test split."""
-    run = tour.train(noisy_tasks(tour))
-    wrong_anywhere = 1 - tour.overall(run)
-    lines = [json.loads(line) for line in tour.run("review", run, "--json").splitlines()]
-    worst = [line for line in lines if WORST in line["why"]]
-    return wrong_anywhere, sum(line["after"] != line["target"] for line in worst) / len(worst)
+    """The worst rows of a review against any rows of the test split, whose labels are right."""
+    unlike = {"yes": "no", "no": "yes"}
+    rows, test = opinions(400, 24), opinions(300, 26)
+    rows = [r if r["thing"] != "hotel" else {**r, "label": unlike[r["label"]]} for r in rows]
+    tasks = {"things": task(tour.folder, "things", rows, test=test)}
+    run = tour.train(tour.recipe("things", {"tasks": tasks, "training": {"max_steps": 200}}))
+    found = tour.run("review", run, "--rows", "10", "--json")
+    lines = [json.loads(line) for line in found.splitlines()]
+    worst = [test[line["row"]]["thing"] for line in lines if WORST in line["why"]]
+    return mean(r["thing"] == "hotel" for r in test), mean(thing == "hotel" for thing in worst)
