@@ -240,11 +240,25 @@ def choose(names: Iterable[str]) -> list[Row]:
     return [row for row in ROWS if not wanted or row.name in wanted]
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """So small a model gains nothing from a second one, and waits for it on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def take(tour: Tour, row: Row) -> Result:
     """Measure one row."""
     started = time.perf_counter()
     tour.commands.clear()
-    without, with_remedy = row.measure(tour)
+    with _one_thread():
+        without, with_remedy = row.measure(tour)
     if not (math.isfinite(without) and math.isfinite(with_remedy)):
         raise MtlcoreError(f"{row.name}: {row.quantity} is {without} and {with_remedy}")
     return Result(
