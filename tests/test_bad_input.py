@@ -279,7 +279,21 @@ DATA: list[tuple[str, Damage, list[str]]] = [
     (
         "a template with an unknown column",
         recipe("{{ word }}", "{{ wrod }}"),
-        ["tasks.definitions.train: ", "'wrod' is undefined; did you mean 'word'?"],
+        [
+            "FOLDER/recipe.yaml:22, tasks.definitions.format.template: ",
+            "`template` fits no row of FOLDER/definitions.train.jsonl (12 rows), the first: ",
+            "definitions.train.jsonl:1: template: 'wrod' is undefined; did you mean 'word'?",
+            "fix: mend tasks.definitions.format.template, or the rows",
+        ],
+    ),
+    (
+        "labels that no row has",
+        recipe("[negative, positive]", "[Negative, Positive]"),
+        [
+            "FOLDER/recipe.yaml:7, tasks.sentiment.format.labels: ",
+            "`labels` fits no row of FOLDER/sentiment.train.jsonl (40 rows), the first: ",
+            "sentiment.train.jsonl:1: label ",
+        ],
     ),
     *(
         (what, row("spelling.train.jsonl", 3, text), ["spelling.train.jsonl:3: ", *says, *MEND])

@@ -13,7 +13,14 @@ IGNORED = -100
 
 
 class RowError(ValueError):
-    """A row that its format cannot use; the message says why, the loader adds the place."""
+    """A row that its format cannot use; the message says why, the loader adds the place.
+
+    option: the option of the format that the row does not fit. If no row fits it, it is at fault.
+    """
+
+    def __init__(self, message: str, *, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
 
 
 @dataclass(frozen=True, slots=True)

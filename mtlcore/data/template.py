@@ -92,13 +92,13 @@ class RowTemplate:
                 fix="use the row's columns only, not the internals of Python",
             ) from None
         except UndefinedError as error:
-            raise RowError(f"{self.option}: {error.message}; {_columns(row, error)}") from None
+            raise self._misfit(f": {error.message}; {_columns(row, error)}") from None
         except _NullPrintedError:
             nulls = ", ".join(repr(name) for name, value in row.items() if value is None)
-            message = f"{self.option} prints a null (null here: {nulls or 'inside a column'})"
-            raise RowError(message + "; write {{ name or '' }} if that is meant") from None
+            message = f" prints a null (null here: {nulls or 'inside a column'})"
+            raise self._misfit(message + "; write {{ name or '' }} if that is meant") from None
         except _NotFinitePrintedError as error:
-            raise RowError(f"{self.option} prints {error}, which is no number") from None
+            raise self._misfit(f" prints {error}, which is no number") from None
         except (RecursionError, MemoryError) as error:
             raise UserError(
                 f"the template never ends or fills the memory: {type(error).__name__}",
@@ -106,10 +106,13 @@ class RowTemplate:
                 fix="a template for a row needs no recursion",
             ) from None
         except (TemplateError, *FAILURES) as error:
-            raise RowError(f"{self.option} fails: {type(error).__name__}: {error}") from None
+            raise self._misfit(f" fails: {type(error).__name__}: {error}") from None
         checked_text("".join(written), self.option)
         # jinja yields the template's own words as plain texts
         return cut_printed(tokenizer, [(text, type(text) is str) for text in written])
+
+    def _misfit(self, what: str) -> RowError:
+        return RowError(self.option + what, option=self.option)
 
 
 class _NullPrintedError(Exception):
