@@ -6,7 +6,7 @@ rules that concern several fields are in `recipe_checks.py`. This module imports
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
@@ -231,6 +231,10 @@ class TaskRecipe(Section):
     max_rows: PositiveInt | None = Field(
         default=None, description="Use at most so many rows per split."
     )
+
+    def columns_of_files(self, names: Iterable[str]) -> list[str]:
+        """Those of a row's columns that have their name from a file, not from `columns` alone."""
+        return [name for name in names if self.columns.get(name, name) == name]
 
 
 class LoraRecipe(Section):

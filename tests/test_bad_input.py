@@ -282,7 +282,8 @@ DATA: list[tuple[str, Damage, list[str]]] = [
         [
             "FOLDER/recipe.yaml:22, tasks.definitions.format.template: ",
             "`template` fits no row of FOLDER/definitions.train.jsonl (12 rows), the first: ",
-            "definitions.train.jsonl:1: template: 'wrod' is undefined; did you mean 'word'?",
+            "definitions.train.jsonl:1: template: 'wrod' is undefined; did you mean 'word'? "
+            "columns: id, word, ",
             "fix: mend tasks.definitions.format.template, or the rows",
         ],
     ),

@@ -451,8 +451,8 @@ class TaskLoader:
         try:
             return make_example(make, row, task=self.name, index=number, tokenizer=self.tokenizer)
         except RowError as error:
-            reason = self._with_columns_of_the_file(str(error))
-            raise RowError(reason, option=error.option) from None
+            error.args = (self._with_columns_of_the_file(error, rows[number]),)
+            raise
         except UserError as error:
             what = error.problem
             where = f"{self.where}.{what.where}" if what.where.startswith("format") else what.where
@@ -465,11 +465,16 @@ class TaskLoader:
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def _with_columns_of_the_file(self, reason: str) -> str:
+    def _with_columns_of_the_file(self, error: RowError, row: Mapping[str, Any]) -> str:
         """A format knows a column by its own name; the reader of the message has the file's."""
+        reason = str(error)
         for name, column in self.recipe.columns.items():
             if name != column:
                 reason = reason.replace(f"column {name!r}", f"column {column!r} (the {name})")
+        if error.missing:
+            near = nearest(self.recipe.columns.get(error.missing, error.missing), row)
+            meant = f"did you mean {near!r}? " if near else ""
+            reason += f"; {meant}columns: {', '.join(row)}"
         return reason
 
     def _fitted(

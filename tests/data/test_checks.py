@@ -484,6 +484,8 @@ def test_a_column_that_no_task_has_is_an_error_with_the_nearest_name(tmp_path: P
     assert "--column gendr: no rows of 'a' have a column 'gendr'" in said(report.errors)
     assert "did you mean 'gender'?" in said(report.errors)
     assert [group.column for group in report.groups] == ["gender"]
+    task["columns"] = {"label": "label", "other": "text"}
+    assert "fix: known: gender, label, text" in said(check({"a": task}, columns=["x"]).errors)
 
 
 def missing_columns(report: CheckReport) -> list[str]:
