@@ -6,6 +6,7 @@ import codecs
 import errno
 import gzip
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -775,7 +776,9 @@ def test_a_damaged_checkpoint_is_named(
     (last / "adapters.safetensors").write_bytes(b"cut")
     message = assert_refused(cli, ["evaluate", run], run)
     assert message.startswith(f"error: {last}: adapters.safetensors has 3 bytes, ")
-    assert "fix: choose another checkpoint" in message
+    assert "fix: copy it anew, or name another one (--step N, " in message
+    assert cli("evaluate", run, "--step", 4, "--task", "spelling")[0] == 0
+    assert json.loads((run / "predictions/test/scores.json").read_text())["step"] == 4
 
 
 def test_a_process_says_the_same(folder: Path) -> None:
