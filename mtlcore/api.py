@@ -17,7 +17,7 @@ from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
 from mtlcore.run import ENVIRONMENT, RECIPE, Run
 from mtlcore.run_folder import require_no_run, require_writable
 from mtlcore.run_lock import RunLock
-from mtlcore.start import take_over
+from mtlcore.start import take_over, unfinished_start
 from mtlcore.system_errors import telling_disk_errors, telling_memory_of_loading
 from mtlcore.terminal import outliving_readers
 from mtlcore.trainer import Trainer
@@ -74,10 +74,10 @@ def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) ->
     elif resume and (folder / RECIPE).is_file():
         notes += require_same_recipe(loaded.recipe, recorded_recipe(folder), folder / RECIPE)
     with loaded.locating_errors():
-        run = Run(loaded.recipe, folder)
+        if saved is None:
+            notes = [*unfinished_start(loaded.recipe), *notes]
+        run = Run(loaded.recipe, folder, notes=notes)
         run.lock = lock
-        for note in notes:
-            run.note(note)
         if saved is None and run.recipe.start is not None:
             take_over(run)
     trainer = Trainer(run)

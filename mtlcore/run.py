@@ -77,7 +77,8 @@ class Run:
     """What one run holds. Hooks get it as `run`.
 
     With no `splits` the tasks come without rows, which are read when an evaluation asks for them.
-    Without `plugins` they are those that the recipe and the environment ask for.
+    Without `plugins` they are those that the recipe and the environment ask for. `notes` are told
+    before those on its rows.
 
     `recipe`, `folder`, `tasks` (in the order of the recipe), `model`, `tokenizer`, `device`,
     `plugins`, `components` by key, `step` (optimizer steps done), `rows_drawn` [T] (rows drawn of
@@ -91,6 +92,7 @@ class Run:
         *,
         splits: Sequence[str] = SPLITS,
         plugins: PluginManager | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         self.recipe = recipe
         self.folder = folder
@@ -107,6 +109,8 @@ class Run:
             project_dir=str(folder),
             cpu=on_cpu_processes(),
         )
+        for note in notes:
+            self.note(note)
         self.device = self.accelerator.device
         if recipe.model.trust_remote_code:
             self.note(
