@@ -82,6 +82,8 @@ def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) ->
             take_over(run)
     trainer = Trainer(run)
     if saved is not None:
+        for missing in _missing_records(run, saved):
+            run.note(f"warning: {missing}; it is written anew")
         checkpoint.restore(trainer, saved)
         run.note(f"resumed from {saved.folder} at step {run.step}")
         for change in _changed_plugins(run):
@@ -89,6 +91,21 @@ def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) ->
     elif resume:
         checkpoint.begin(run)
     return trainer
+
+
+def _missing_records(run: Run, saved: Checkpoint) -> list[str]:
+    """Which files are not in the run's folder any more, though they were written before."""
+    told = {
+        RECIPE: "the recipe is compared with that of the checkpoint",
+        ENVIRONMENT: "what it told of the start of the run, such as its plugins, is not compared",
+    }
+    if checkpoint.has_ended(saved.state()["progress"], run.recipe):
+        told[checkpoint.RESULT] = "the run had come to its end"
+    return [
+        f"{run.folder / name} is missing ({what})"
+        for name, what in told.items()
+        if not (run.folder / name).exists()
+    ]
 
 
 def _changed_plugins(run: Run) -> list[str]:
