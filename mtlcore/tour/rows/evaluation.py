@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mtlcore.evaluation.review import WORST
+from mtlcore.evaluation.review import SAME, WORST
 from mtlcore.tour.cases import BAD, GOOD, opinions, task
 from mtlcore.tour.recipes import noisy_tasks, two_camps
 from mtlcore.tour.tour import Tour, overall, row
@@ -72,5 +72,5 @@ def review(tour: Tour) -> tuple[float, float]:
     run = tour.train(noisy_tasks(tour))
     wrong_anywhere = 1 - tour.overall(run)
     lines = [json.loads(line) for line in tour.run("review", run, "--json").splitlines()]
-    worst = [line for line in lines if WORST in line["why"]]
+    worst = [line for line in lines if {WORST, SAME} & {*line["why"]}]
     return wrong_anywhere, sum(line["after"] != line["target"] for line in worst) / len(worst)
