@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,6 +245,7 @@ class Run:
         max_rows: int | None = None,
         save_as: str | None = None,
         resamples: Resamples = 0,
+        progress: Callable[[int], object] = lambda rows: None,
     ) -> Scores:
         """Score the model on a split ("train", "eval" or "test") of all or some tasks.
 
@@ -252,7 +253,7 @@ class Run:
         `outputs` False only losses are computed. `max_rows` takes a seeded subset of so many rows
         per task. With `save_as` predictions and scores are kept in that folder of the run's
         ``predictions/``. With `resamples` (a number, or "auto") the scores have bootstrap
-        intervals.
+        intervals. `progress` is told of rows that are answered: how many more.
         """
         bootstrap.require_resamples(resamples)
         if save_as is not None and not SAFE_NAME.fullmatch(save_as):
@@ -260,7 +261,7 @@ class Run:
                 f"save_as is the name of a folder inside the run's, found {save_as!r}",
                 fix="use letters, digits, _ and -",
             )
-        answers = self.predict(split, tasks, outputs=outputs, max_rows=max_rows)
+        answers = self.predict(split, tasks, outputs=outputs, max_rows=max_rows, progress=progress)
         scores = {
             name: self._score(self.task(name), predictions, outputs)
             for name, predictions in answers.items()
@@ -281,6 +282,7 @@ class Run:
         *,
         outputs: bool = True,
         max_rows: int | None = None,
+        progress: Callable[[int], object] = lambda rows: None,
     ) -> dict[str, list[Prediction]]:
         """The model's answers to a split, by task; the arguments are those of `evaluate`."""
         names = [task.name for task in self.tasks] if tasks is None else list(tasks)
@@ -302,7 +304,7 @@ class Run:
                 examples = list(rows)
             if outputs and self.evaluators[task.name]:
                 self._require_answers(task, examples)
-            answers[task.name] = predict(self, task, examples, outputs=outputs)
+            answers[task.name] = predict(self, task, examples, outputs=outputs, progress=progress)
         return answers
 
     def predict_rows(self, task: str, rows: Rows | Sequence[Mapping[str, Any]]) -> list[Answer]:
