@@ -109,8 +109,6 @@ class Run:
             project_dir=str(folder),
             cpu=on_cpu_processes(),
         )
-        for note in notes:
-            self.note(note)
         self.device = self.accelerator.device
         if recipe.model.trust_remote_code:
             self.note(
@@ -121,7 +119,7 @@ class Run:
         self.create_components()
         self.tasks: list[Task] = []
         self.learned: dict[str, Learned] = {}  # by task, of a run that was loaded
-        self._load_tasks(splits)
+        self._load_tasks(splits, notes)
         self.stage = ""  # the name of the stage of now
         self.findings: list[Finding] = []  # of the last audit
         self.rows_drawn = [0] * len(self.tasks)
@@ -158,7 +156,8 @@ class Run:
         self.aggregator: Aggregator = made.of_kind("overall")[0]
         self.evaluators: dict[str, list[Evaluator]] = made.evaluators
 
-    def _load_tasks(self, splits: Sequence[str]) -> None:
+    def _load_tasks(self, splits: Sequence[str], notes: Iterable[str] = ()) -> None:
+        """Read the rows; a UserError comes before any note, `notes` before those on the rows."""
         for task in self.tasks:
             self.plugins.unregister(f"tasks.{task.name}.format")
         self.tasks = load_tasks(
@@ -167,7 +166,7 @@ class Run:
         self._has_data = bool(splits)
         for task in self.tasks:
             self.plugins.register(task.format, f"tasks.{task.name}.format")
-        for message in (note for task in self.tasks for note in task.notes):
+        for message in (*notes, *(note for task in self.tasks for note in task.notes)):
             self.note(message)
 
     def _describe_tasks(self) -> None:
