@@ -41,6 +41,7 @@ from mtlcore.model import export
 from mtlcore.model.backbone import MultiTaskModel, cannot_load, load_backbone
 from mtlcore.model.fingerprint import fingerprint
 from mtlcore.model.heads import TaskFacts
+from mtlcore.model.hub import require_reachable
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import GenerationRecipe, ModelRecipe, Recipe
@@ -624,6 +625,8 @@ def require_config(model: ModelRecipe) -> None:
 
 def read_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name, whatever else is there."""
+    if not Path(model.name_or_path).exists():
+        require_reachable(model.name_or_path, model.revision)
     try:
         return AutoTokenizer.from_pretrained(
             model.name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
