@@ -17,7 +17,7 @@ from mtlcore.recipe_file import LoadedRecipe, read_recipe, recipe_from_mapping
 from mtlcore.run import ENVIRONMENT, RECIPE, Run
 from mtlcore.run_folder import require_no_run, require_writable
 from mtlcore.run_lock import RunLock
-from mtlcore.start import take_over
+from mtlcore.start import take_over, unfinished_start
 from mtlcore.system_errors import telling_disk_errors, telling_memory_of_loading
 from mtlcore.terminal import outliving_readers
 from mtlcore.trainer import Trainer
@@ -74,14 +74,16 @@ def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) ->
     elif resume and (folder / RECIPE).is_file():
         notes += require_same_recipe(loaded.recipe, recorded_recipe(folder), folder / RECIPE)
     with loaded.locating_errors():
-        run = Run(loaded.recipe, folder)
+        if saved is None:
+            notes = [*unfinished_start(loaded.recipe), *notes]
+        run = Run(loaded.recipe, folder, notes=notes)
         run.lock = lock
-        for note in notes:
-            run.note(note)
         if saved is None and run.recipe.start is not None:
             take_over(run)
     trainer = Trainer(run)
     if saved is not None:
+        for missing in _missing_records(run, saved):
+            run.note(f"warning: {missing}; it is written anew")
         checkpoint.restore(trainer, saved)
         run.note(f"resumed from {saved.folder} at step {run.step}")
         for change in _changed_plugins(run):
@@ -89,6 +91,21 @@ def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) ->
     elif resume:
         checkpoint.begin(run)
     return trainer
+
+
+def _missing_records(run: Run, saved: Checkpoint) -> list[str]:
+    """Which files are not in the run's folder any more, though they were written before."""
+    told = {
+        RECIPE: "the recipe is compared with that of the checkpoint",
+        ENVIRONMENT: "what it told of the start of the run, such as its plugins, is not compared",
+    }
+    if checkpoint.has_ended(saved.state()["progress"], run.recipe):
+        told[checkpoint.RESULT] = "the run had come to its end"
+    return [
+        f"{run.folder / name} is missing ({what})"
+        for name, what in told.items()
+        if not (run.folder / name).exists()
+    ]
 
 
 def _changed_plugins(run: Run) -> list[str]:

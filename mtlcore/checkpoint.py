@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,6 +317,12 @@ def best_step(folder: Path) -> int | None:
     return best
 
 
+def has_ended(progress: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether a checkpoint with this progress is the last of its run."""
+    last = recipe.stages[-1].name if recipe.stages else ONLY_STAGE
+    return bool(progress["stage_ended"] and progress["stage"] == last)
+
+
 def unfinished(run_folder: Path, recipe: Recipe, used: Path | None = None) -> str | None:
     """What to tell of a run whose last stage has not ended; None if it has.
 
@@ -324,8 +330,7 @@ def unfinished(run_folder: Path, recipe: Recipe, used: Path | None = None) -> st
     """
     newest = checkpoints(run_folder)[-1]
     progress = read_state(newest)["progress"]
-    last = recipe.stages[-1].name if recipe.stages else ONLY_STAGE
-    if progress["stage_ended"] and progress["stage"] == last:
+    if has_ended(progress, recipe):
         return None
     planned = f" of {progress['planned_steps']}" if "planned_steps" in progress else ""
     return (

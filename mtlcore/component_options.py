@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from mtlcore.components import Component
-from mtlcore.errors import Problem, RecipeError, did_you_mean, fix_of_rule
+from mtlcore.errors import Problem, RecipeError, did_you_mean, fix_of_rule, is_quoted_number
 
 # A field may not be called like a member of BaseModel, an option may: fields have a prefix.
 PREFIX = "option_"
@@ -41,6 +41,8 @@ def option_model(cls: type[Component]) -> type[BaseModel]:
 def check_options(cls: type[Component], options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The given options, checked and converted; all that is wrong with them is one RecipeError."""
     model = option_model(cls)
+    if quoted := list(_quoted_numbers(cls, model, options, where)):
+        raise RecipeError(quoted)
     try:
         checked = model.model_validate(dict(options))
     except ValidationError as error:
@@ -54,6 +56,21 @@ def check_options(cls: type[Component], options: Mapping[str, Any], where: str) 
             for name, items in found.items()
         ) from None
     return {name.removeprefix(PREFIX): getattr(checked, name) for name in checked.model_fields_set}
+
+
+def _quoted_numbers(
+    cls: type[Component], model: type[BaseModel], options: Mapping[str, Any], where: str
+) -> Iterator[Problem]:
+    """Numbers that are given as text, which pydantic takes unless it is strict."""
+    try:
+        model.model_validate(dict(options), strict=True)
+    except ValidationError as error:
+        for item in error.errors():
+            value = item["input"]
+            if item["type"] in ("int_type", "float_type") and is_quoted_number(value):
+                option = ".".join(str(part) for part in item["loc"])
+                message = f"{cls.kind}.{option} must be a number, found {value!r}"
+                yield Problem(where, message, f"write {value} without quotes")
 
 
 def describe_options(cls: type[Component]) -> dict[str, Any]:

@@ -102,6 +102,14 @@ def fix_of_rule(rule: str) -> str:
     return f"give {MORE_WORDS.get(what, what)}"
 
 
+def is_quoted_number(value: object) -> bool:
+    """Whether it is a text that would be a number without its quotes.
+
+    1e-4 is none: a reader of YAML 1.1, such as PyYAML, gives it as text where there were none.
+    """
+    return isinstance(value, str) and bool(re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*", value))
+
+
 def require_tasks(names: Iterable[str], known: Collection[str], where: str = "") -> None:
     """Refuse a name that is no task of the recipe; `where` is the key that gives the names."""
     for name in names:

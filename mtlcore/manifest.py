@@ -112,5 +112,7 @@ def _spelled(manifest: dict[str, Any]) -> bytes:
 
 def _damaged(folder: Path, message: str) -> DamagedError:
     return DamagedError(
-        message, where=str(folder), fix="choose another checkpoint, or copy this one anew"
+        message,
+        where=str(folder),
+        fix="copy it anew, or name another one (--step N, or --resume FOLDER), or move it away",
     )

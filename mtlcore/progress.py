@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,39 @@ if TYPE_CHECKING:
     from mtlcore.evaluation.scores import Scores
     from mtlcore.records import StepRecord
 
+LINES = 10
+"""So many lines tell of rows that are scored where there is no terminal."""
+
+
+def _bar(what: str, console: Console) -> Bar:
+    return Bar(
+        TextColumn(what),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        disable=not (sys.stderr.isatty() and is_main()),
+    )
+
+
+@contextmanager
+def scoring(rows: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many rows are answered; what it gives is told of each few that are."""
+    console = Console(stderr=True, quiet=not is_main())
+    done = 0
+    with _bar("rows", console) as bar:
+        task = bar.add_task("", total=rows)
+
+        def answered(count: int) -> None:
+            nonlocal done
+            before, done = done, done + count
+            bar.update(task, completed=done)
+            if bar.disable and LINES * done // rows > LINES * before // rows:
+                console.print(f"{done} of {rows} rows are scored", highlight=False)
+
+        yield answered
+
 
 class Progress:
     """A bar with the smoothed loss of every task; plain lines when the output is not a terminal."""
@@ -24,15 +59,7 @@ class Progress:
         self.console = Console(stderr=True, quiet=not is_main())
         self.total, self.every, self.smoothing = total, every, smoothing
         self.averages: dict[str, float] = {}
-        self.bar = Bar(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-            console=self.console,
-            disable=not (sys.stderr.isatty() and is_main()),
-        )
+        self.bar = _bar("step", self.console)
         self.task = self.bar.add_task("", total=total, completed=done)
 
     def __enter__(self) -> Progress:

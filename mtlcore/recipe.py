@@ -6,7 +6,7 @@ rules that concern several fields are in `recipe_checks.py`. This module imports
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
@@ -21,19 +21,21 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from mtlcore.errors import is_quoted_number
 
-def _refuse_bool(value: object) -> object:
-    """`learning_rate: true` would otherwise be read as 1.0."""
-    if isinstance(value, bool):
+
+def _only_numbers(value: object) -> object:
+    """`learning_rate: true` would otherwise be read as 1.0, and `r: "16"` as 16."""
+    if isinstance(value, bool) or is_quoted_number(value):
         raise PydanticCustomError("number_type", "Input should be a number")
     return value
 
 
-Int = Annotated[int, BeforeValidator(_refuse_bool)]
-Float = Annotated[float, BeforeValidator(_refuse_bool)]
+Int = Annotated[int, BeforeValidator(_only_numbers)]
+Float = Annotated[float, BeforeValidator(_only_numbers)]
 # The limit stands before the validator, or the JSON schema of a union does not show it.
-PositiveInt = Annotated[int, Field(gt=0), BeforeValidator(_refuse_bool)]
-PositiveFloat = Annotated[float, Field(gt=0), BeforeValidator(_refuse_bool)]
+PositiveInt = Annotated[int, Field(gt=0), BeforeValidator(_only_numbers)]
+PositiveFloat = Annotated[float, Field(gt=0), BeforeValidator(_only_numbers)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -125,7 +127,7 @@ class SplitRecipe(Section):
     stratify: Text | None = Field(
         default=None, description="Column whose shares are kept on every side."
     )
-    seed: Annotated[int, Field(ge=0), BeforeValidator(_refuse_bool)] | None = Field(
+    seed: Annotated[int, Field(ge=0), BeforeValidator(_only_numbers)] | None = Field(
         default=None, description="Seed of the split; default training.seed."
     )
 
@@ -231,6 +233,10 @@ class TaskRecipe(Section):
     max_rows: PositiveInt | None = Field(
         default=None, description="Use at most so many rows per split."
     )
+
+    def columns_of_files(self, names: Iterable[str]) -> list[str]:
+        """Those of a row's columns that have their name from a file, not from `columns` alone."""
+        return [name for name in names if self.columns.get(name, name) == name]
 
 
 class LoraRecipe(Section):

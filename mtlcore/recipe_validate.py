@@ -147,6 +147,8 @@ def _problem(error: ErrorDetails, path: KeyPath) -> FieldProblem:
     wanted = _wanted(error)
     message = f"{wanted}, found {_found(value)}"
     fix = fix_of_rule(wanted)
+    if kind == "number_type" and isinstance(value, str):
+        fix = f"write {value} without quotes"
     if kind == "literal_error":
         match = nearest(str(value), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
         fix = f"did you mean {match!r}?" if match else fix

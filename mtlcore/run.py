@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ from mtlcore.model import export
 from mtlcore.model.backbone import MultiTaskModel, cannot_load, load_backbone
 from mtlcore.model.fingerprint import fingerprint
 from mtlcore.model.heads import TaskFacts
+from mtlcore.model.hub import require_reachable
 from mtlcore.model.layout import SHARED_ONLY, Layout
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import GenerationRecipe, ModelRecipe, Recipe
@@ -77,7 +78,8 @@ class Run:
     """What one run holds. Hooks get it as `run`.
 
     With no `splits` the tasks come without rows, which are read when an evaluation asks for them.
-    Without `plugins` they are those that the recipe and the environment ask for.
+    Without `plugins` they are those that the recipe and the environment ask for. `notes` are told
+    before those on its rows.
 
     `recipe`, `folder`, `tasks` (in the order of the recipe), `model`, `tokenizer`, `device`,
     `plugins`, `components` by key, `step` (optimizer steps done), `rows_drawn` [T] (rows drawn of
@@ -91,6 +93,7 @@ class Run:
         *,
         splits: Sequence[str] = SPLITS,
         plugins: PluginManager | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         self.recipe = recipe
         self.folder = folder
@@ -117,7 +120,7 @@ class Run:
         self.create_components()
         self.tasks: list[Task] = []
         self.learned: dict[str, Learned] = {}  # by task, of a run that was loaded
-        self._load_tasks(splits)
+        self._load_tasks(splits, notes)
         self.stage = ""  # the name of the stage of now
         self.findings: list[Finding] = []  # of the last audit
         self.rows_drawn = [0] * len(self.tasks)
@@ -154,7 +157,8 @@ class Run:
         self.aggregator: Aggregator = made.of_kind("overall")[0]
         self.evaluators: dict[str, list[Evaluator]] = made.evaluators
 
-    def _load_tasks(self, splits: Sequence[str]) -> None:
+    def _load_tasks(self, splits: Sequence[str], notes: Iterable[str] = ()) -> None:
+        """Read the rows; a UserError comes before any note, `notes` before those on the rows."""
         for task in self.tasks:
             self.plugins.unregister(f"tasks.{task.name}.format")
         self.tasks = load_tasks(
@@ -163,7 +167,7 @@ class Run:
         self._has_data = bool(splits)
         for task in self.tasks:
             self.plugins.register(task.format, f"tasks.{task.name}.format")
-        for message in (note for task in self.tasks for note in task.notes):
+        for message in (*notes, *(note for task in self.tasks for note in task.notes)):
             self.note(message)
 
     def _describe_tasks(self) -> None:
@@ -241,6 +245,7 @@ class Run:
         max_rows: int | None = None,
         save_as: str | None = None,
         resamples: Resamples = 0,
+        progress: Callable[[int], object] = lambda rows: None,
     ) -> Scores:
         """Score the model on a split ("train", "eval" or "test") of all or some tasks.
 
@@ -248,7 +253,7 @@ class Run:
         `outputs` False only losses are computed. `max_rows` takes a seeded subset of so many rows
         per task. With `save_as` predictions and scores are kept in that folder of the run's
         ``predictions/``. With `resamples` (a number, or "auto") the scores have bootstrap
-        intervals.
+        intervals. `progress` is told of rows that are answered: how many more.
         """
         bootstrap.require_resamples(resamples)
         if save_as is not None and not SAFE_NAME.fullmatch(save_as):
@@ -256,7 +261,7 @@ class Run:
                 f"save_as is the name of a folder inside the run's, found {save_as!r}",
                 fix="use letters, digits, _ and -",
             )
-        answers = self.predict(split, tasks, outputs=outputs, max_rows=max_rows)
+        answers = self.predict(split, tasks, outputs=outputs, max_rows=max_rows, progress=progress)
         scores = {
             name: self._score(self.task(name), predictions, outputs)
             for name, predictions in answers.items()
@@ -277,6 +282,7 @@ class Run:
         *,
         outputs: bool = True,
         max_rows: int | None = None,
+        progress: Callable[[int], object] = lambda rows: None,
     ) -> dict[str, list[Prediction]]:
         """The model's answers to a split, by task; the arguments are those of `evaluate`."""
         names = [task.name for task in self.tasks] if tasks is None else list(tasks)
@@ -298,7 +304,7 @@ class Run:
                 examples = list(rows)
             if outputs and self.evaluators[task.name]:
                 self._require_answers(task, examples)
-            answers[task.name] = predict(self, task, examples, outputs=outputs)
+            answers[task.name] = predict(self, task, examples, outputs=outputs, progress=progress)
         return answers
 
     def predict_rows(self, task: str, rows: Rows | Sequence[Mapping[str, Any]]) -> list[Answer]:
@@ -619,6 +625,8 @@ def require_config(model: ModelRecipe) -> None:
 
 def read_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name, whatever else is there."""
+    if not Path(model.name_or_path).exists():
+        require_reachable(model.name_or_path, model.revision)
     try:
         return AutoTokenizer.from_pretrained(
             model.name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code

@@ -88,8 +88,16 @@ def take_over(run: Run) -> None:
         if source is not None:
             _copy_own(run, source, task)
     _carry_over(run, place)
-    if start.step is None and (told := checkpoint.unfinished(folder, before, place)):
-        run.note(told)
+
+
+def unfinished_start(recipe: Recipe) -> list[str]:
+    """What to tell, before all else, of a start run that has not ended."""
+    start = recipe.start
+    if start is None or start.step is not None:
+        return []
+    before, place = _start_run(Path(start.run), start)
+    told = checkpoint.unfinished(Path(start.run), before, place)
+    return [told] if told else []
 
 
 def _start_run(folder: Path, start: StartRecipe) -> tuple[Recipe, Path]:

@@ -6,6 +6,7 @@ import codecs
 import errno
 import gzip
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -279,7 +280,22 @@ DATA: list[tuple[str, Damage, list[str]]] = [
     (
         "a template with an unknown column",
         recipe("{{ word }}", "{{ wrod }}"),
-        ["tasks.definitions.train: ", "'wrod' is undefined; did you mean 'word'?"],
+        [
+            "FOLDER/recipe.yaml:22, tasks.definitions.format.template: ",
+            "`template` fits no row of FOLDER/definitions.train.jsonl (12 rows), the first: ",
+            "definitions.train.jsonl:1: template: 'wrod' is undefined; did you mean 'word'? "
+            "columns: id, word, ",
+            "fix: mend tasks.definitions.format.template, or the rows",
+        ],
+    ),
+    (
+        "labels that no row has",
+        recipe("[negative, positive]", "[Negative, Positive]"),
+        [
+            "FOLDER/recipe.yaml:7, tasks.sentiment.format.labels: ",
+            "`labels` fits no row of FOLDER/sentiment.train.jsonl (40 rows), the first: ",
+            "sentiment.train.jsonl:1: label ",
+        ],
     ),
     *(
         (what, row("spelling.train.jsonl", 3, text), ["spelling.train.jsonl:3: ", *says, *MEND])
@@ -760,7 +776,9 @@ def test_a_damaged_checkpoint_is_named(
     (last / "adapters.safetensors").write_bytes(b"cut")
     message = assert_refused(cli, ["evaluate", run], run)
     assert message.startswith(f"error: {last}: adapters.safetensors has 3 bytes, ")
-    assert "fix: choose another checkpoint" in message
+    assert "fix: copy it anew, or name another one (--step N, " in message
+    assert cli("evaluate", run, "--step", 4, "--task", "spelling")[0] == 0
+    assert json.loads((run / "predictions/test/scores.json").read_text())["step"] == 4
 
 
 def test_a_process_says_the_same(folder: Path) -> None:

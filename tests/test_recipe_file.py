@@ -66,6 +66,14 @@ def test_numbers_of_yaml_1_1_are_numbers(write: Write) -> None:
     assert training.recipe.training.max_steps == 1000
 
 
+def test_a_number_in_quotes_is_an_error_but_not_on_the_command_line(write: Write) -> None:
+    problem = only_problem(GOOD + '    lora: {r: "16"}\n', write)
+    assert problem.where.endswith(":6, lora.r")
+    assert problem.message == "should be a number, found '16'"
+    assert problem.fix == "write 16 without quotes"
+    assert read(GOOD, write, "lora.r=4", "training.learning_rate=1e-3").recipe.lora.r == 4
+
+
 # -- files that are no recipes -----------------------------------------------------------------
 
 

@@ -212,3 +212,21 @@ def test_what_was_told_is_told_by_the_resumed_run_too(tiny_model: Path, tmp_path
     run = mtlcore.train(recipe, resume=True)
     assert json.loads((run.folder / "result.json").read_text())["notes"] == run.notes
     assert run.notes.count("a thing of the past") == 1
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_other_files_that_are_gone_are_told(
+    finished_run: Path, tmp_path: Path, ended: bool
+) -> None:
+    copy = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    names = ["recipe.yaml", "environment.json", "result.json"]
+    for name in names:
+        (copy / name).unlink()
+    recipe = [finished_run.parent / "recipe.yaml", [f"training.output_dir={copy}"]]
+    again = mtlcore.train(*recipe, resume=True if ended else checkpoints(copy)[0])
+    told = [note for note in again.notes if "it is written anew" in note]
+    expected = names if ended else names[:2]
+    assert len(told) == len(expected)
+    for name, note in zip(expected, told, strict=True):
+        assert note.startswith(f"warning: {copy / name} is missing (")
+    assert all((copy / name).is_file() for name in names)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
-from mtlcore.cli.options import AsJson, SplitName
+from mtlcore.cli.options import AsJson, SplitName, Step
 from mtlcore.cli.train import exit_if_audit_failed
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def audit(
     max_rows: Annotated[
         int | None, typer.Option(help="At most so many rows of each task.", min=1)
     ] = None,
+    step: Step = None,
     as_json: AsJson = False,
 ) -> None:
     """Look for bias in a run's answers; ends with 3 if something is beyond its limit."""
@@ -44,7 +45,7 @@ def audit(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        loaded = load(run)
+        loaded = load(run, step=step)
         auditors = None if auditor is None else [create(loaded, auditor, given)]
         if auditors is None and not loaded.plugins.implements("mtlcore_audit"):
             raise UserError(

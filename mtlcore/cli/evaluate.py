@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
-from mtlcore.cli.options import AsJson, Resamples, SplitName, Tasks
+from mtlcore.cli.options import AsJson, Resamples, SplitName, Step, Tasks
 
 
 def evaluate(
@@ -17,13 +17,14 @@ def evaluate(
     split: SplitName = "test",
     task: Tasks = None,
     resamples: Resamples = None,
+    step: Step = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a run, task by task."""
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        scores = load(run, tasks=task or ()).evaluate(
+        scores = load(run, step=step, tasks=task or ()).evaluate(
             split,
             tasks=task or None,
             save_as=split,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout, warn
-from mtlcore.cli.options import AsJson, SplitName
+from mtlcore.cli.options import AsJson, SplitName, Step
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -29,6 +29,7 @@ def explain(
         int | None,
         typer.Option(help="Steps of the integral; default as many as it takes.", min=1),
     ] = None,
+    step: Step = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which tokens of a prompt the answer depends on."""
@@ -42,7 +43,12 @@ def explain(
 
     with only_results_on_stdout():
         found = explain_row(
-            load(run, tasks=[task]), task, row, split=split, method=method, n_steps=n_steps
+            load(run, step=step, tasks=[task]),
+            task,
+            row,
+            split=split,
+            method=method,
+            n_steps=n_steps,
         )
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
+from mtlcore.cli.options import Step
 
 MODEL_FILES = ("config.json", "adapter_config.json", "model.safetensors")
 
@@ -23,6 +24,7 @@ def export(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a model or adapter.")] = False,
+    step: Step = None,
 ) -> None:
     """Write stock PEFT adapters, or a full model; without flags the adapters of all tasks."""
     from mtlcore.errors import UserError
@@ -43,7 +45,7 @@ def export(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        loaded = load(run, tasks=[task] if task else ())
+        loaded = load(run, step=step, tasks=[task] if task else ())
         if merged:
             written = [loaded.export(out or run / "merged" / (task or ""), task=task, merged=True)]
         elif shared:

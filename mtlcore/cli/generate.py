@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
+from mtlcore.cli.options import Step
 
 
 def generate(
@@ -23,6 +24,7 @@ def generate(
         typer.Option(help="One for all prompts, or one for each prompt in their order."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    step: Step = None,
 ) -> None:
     """Continue prompts, of one task or of several in one batch."""
     from mtlcore.errors import UserError
@@ -42,7 +44,7 @@ def generate(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        outputs = load(run, tasks=filter(None, names)).generate(prompts, names)
+        outputs = load(run, step=step, tasks=filter(None, names)).generate(prompts, names)
     for prompt, name, output in zip(prompts, names, outputs, strict=True):
         if as_json:
             row = {"task": name, "prompt": prompt, "output": output}

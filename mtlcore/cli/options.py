@@ -25,6 +25,10 @@ SplitName = Annotated[
     str, typer.Option("--split", help="test, eval or train.", callback=_known_split)
 ]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeatable.")]
+Step = Annotated[
+    int | None,
+    typer.Option("--step", help="Use the checkpoint of this step.", min=0),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Resamples = Annotated[
     int | None, typer.Option(help="Bootstrap resamples of the 95% intervals; 0 is none.", min=0)

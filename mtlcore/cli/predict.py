@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mtlcore.cli.console import only_results_on_stdout
+from mtlcore.cli.options import Step
 
 
 def predict(
@@ -23,6 +24,7 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the answers here.")
     ] = None,
+    step: Step = None,
 ) -> None:
     """Answer new rows of a task, which need no label: one JSON object per row."""
     from mtlcore.data.sources import read_file, rows_of_text
@@ -38,7 +40,7 @@ def predict(
     from mtlcore.api import load
 
     with only_results_on_stdout():
-        answers = load(run, tasks=[task]).predict_rows(task, rows)
+        answers = load(run, step=step, tasks=[task]).predict_rows(task, rows)
     lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in answers]
     if out is None:
         for line in lines:

@@ -143,7 +143,8 @@ def _require_columns(
         if not own or any(column.name in check.found_columns for check in own):
             continue
         if whole or given or column.task is not None:
-            known = {name for check in own for name in check.found_columns}
+            read = [rows for check in own for rows in check.sources.values()]
+            known = {name for rows in read for name in rows.columns}
             names = ", ".join(repr(check.name) for check in own)
             report.errors.append(
                 Problem(

@@ -13,7 +13,16 @@ IGNORED = -100
 
 
 class RowError(ValueError):
-    """A row that its format cannot use; the message says why, the loader adds the place."""
+    """A row that its format cannot use; the message says why, the loader adds the place.
+
+    option: the option of the format that the row does not fit. If no row fits it, it is at fault.
+    missing: the column that the row lacks; the loader adds those that it has.
+    """
+
+    def __init__(self, message: str, *, option: str = "", missing: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+        self.missing = missing
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtlcore.data.example import RowError
-from mtlcore.errors import did_you_mean
 
 
 def kind_of(value: object) -> str:
@@ -26,7 +25,7 @@ def value_of(row: Mapping[str, Any], column: str) -> Any:
     try:
         return row[column]
     except KeyError:
-        raise RowError(f"column {column!r} is missing; {did_you_mean(column, row)}") from None
+        raise RowError(f"column {column!r} is missing", missing=column) from None
 
 
 def text_of(row: Mapping[str, Any], column: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mtlcore.components import Format
@@ -50,6 +50,21 @@ class Part:
     duplicates: int = 0
     leaked: int = 0
     not_drawn: int = 0
+
+
+@dataclass
+class Misfits:
+    """Which option of the format is at fault, if no row can be read."""
+
+    fits: bool = False
+    """Whether some row can be read with the options; then what others lack is their own fault."""
+    options: set[str] = field(default_factory=set)
+    """Of the bad rows; "" where none is named."""
+
+    @property
+    def option(self) -> str:
+        """The option that no row so far fits; "" if there is none."""
+        return next(iter(self.options)) if len(self.options) == 1 and not self.fits else ""
 
 
 class TaskLoader:
@@ -328,7 +343,7 @@ class TaskLoader:
     def _split(self, name: str, part: Part) -> Split:
         where = f"{self.where}.{name}"
         counts = self.counts(part)
-        examples = tuple(self._examples(part, counts, where))
+        examples = tuple(self._examples(name, part, counts))
         counts.used = len(examples)
         if not examples:
             raise self.nothing_usable(where, part.source.path, counts, counts.bad)
@@ -351,22 +366,29 @@ class TaskLoader:
             fingerprint = hashlib.sha256(text.encode()).hexdigest()
         return fingerprint
 
-    def _examples(self, part: Part, counts: Counts, where: str) -> Iterator[Example]:
+    def _examples(self, name: str, part: Part, counts: Counts) -> Iterator[Example]:
+        where = f"{self.where}.{name}"
         shown: list[str] = []
+        misfits = Misfits(fits=name != "train")
         for number in part.numbers:
             place = part.source.line
             try:
                 example = self.example(part.source, number)
             except RowError as error:
+                misfits.options.add(error.option)
                 reason = f"{place(number)}: {error}"
                 counts.add_bad(reason)
                 shown.append(reason)
-                if self.recipe.on_bad_row == "error" and len(shown) == SHOWN_BAD_ROWS:
-                    raise self._bad_rows(shown, where, more=True) from None
-                continue
-            fitted = self._fitted(example, counts, where, place)
-            if fitted is not None:
-                yield fitted
+            else:
+                misfits.fits = True
+                fitted = self._fitted(example, counts, where, place)
+                if fitted is not None:
+                    yield fitted
+            stops = self.recipe.on_bad_row == "error" and len(shown) >= SHOWN_BAD_ROWS
+            if stops and not misfits.option:
+                raise self._bad_rows(shown, where, more=True)
+        if misfits.option:
+            raise self.misfit(misfits.option, part, shown[0])
         if shown and self.recipe.on_bad_row == "error":
             raise self._bad_rows(shown, where)
 
@@ -429,7 +451,8 @@ class TaskLoader:
         try:
             return make_example(make, row, task=self.name, index=number, tokenizer=self.tokenizer)
         except RowError as error:
-            raise RowError(self._with_columns_of_the_file(str(error))) from None
+            error.args = (self._with_columns_of_the_file(error, rows[number]),)
+            raise
         except UserError as error:
             what = error.problem
             where = f"{self.where}.{what.where}" if what.where.startswith("format") else what.where
@@ -442,11 +465,16 @@ class TaskLoader:
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def _with_columns_of_the_file(self, reason: str) -> str:
+    def _with_columns_of_the_file(self, error: RowError, row: Mapping[str, Any]) -> str:
         """A format knows a column by its own name; the reader of the message has the file's."""
+        reason = str(error)
         for name, column in self.recipe.columns.items():
             if name != column:
                 reason = reason.replace(f"column {name!r}", f"column {column!r} (the {name})")
+        if error.missing:
+            near = nearest(self.recipe.columns.get(error.missing, error.missing), row)
+            meant = f"did you mean {near!r}? " if near else ""
+            reason += f"; {meant}columns: {', '.join(row)}"
         return reason
 
     def _fitted(
@@ -481,6 +509,16 @@ class TaskLoader:
             f"task {self.name!r} has bad rows:\n  " + "\n  ".join(shown),
             where=where,
             fix=f"mend these rows, or set {self.where}.on_bad_row to skip or warn",
+        )
+
+    def misfit(self, option: str, part: Part, first: str) -> UserError:
+        """The error of an option of the format that no row of a part fits."""
+        where = f"{self.where}.format.{option}"
+        return UserError(
+            f"task {self.name!r}: `{option}` fits no row of {part.source.path} "
+            f"({counted(len(part.numbers), 'row')}), the first: {first}",
+            where=where,
+            fix=f"mend {where}, or the rows",
         )
 
     def nothing_usable(

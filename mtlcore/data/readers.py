@@ -47,9 +47,11 @@ class Table:
     """The file's own header; None where each row has its own keys."""
     bad: list[tuple[int | str, str]] = field(default_factory=list)
 
-    def take(self, value: Any, line: int | str) -> None:
-        """Note a value of a JSON file: a row if it is one."""
-        if not isinstance(value, dict):
+    def take(self, value: Any, line: int | str, doubled: str | None) -> None:
+        """Note a value of a JSON file: a row if it is one; `doubled` is a key that it has twice."""
+        if doubled is not None:
+            self.bad.append((line, f"the key {doubled!r} stands twice in one object"))
+        elif not isinstance(value, dict):
             self.bad.append((line, f"a JSON object is expected, found {kind_of(value)}"))
         elif _is_deeper(value, MOST_LEVELS):
             self.bad.append((line, f"nested more than {MOST_LEVELS} levels deep"))
@@ -63,15 +65,35 @@ class Table:
         self.lines.append(line)
 
 
+class _Decoder(json.JSONDecoder):
+    """Notes a key that stands twice in an object: `json` takes the last value in silence."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object)
+        self.doubled: str | None = None
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        """One value and where it ends."""
+        self.doubled = None
+        return super().raw_decode(s, idx)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> Row:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            self.doubled = next(name for name in names if names.count(name) > 1)
+        return found
+
+
 def read_json_lines(data: bytes) -> Table:
     """One JSON object per line; a BOM, CRLF and blank lines are accepted."""
-    table = Table()
+    table, decoder = Table(), _Decoder()
     # Split at \n only: JSON texts may hold other line separators, such as U+2028.
     for number, line in enumerate(io.BytesIO(_without_bom(data)), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode().rstrip("\r\n"))
+            row = decoder.decode(line.decode().rstrip("\r\n"))
         except UnicodeDecodeError as error:
             table.bad.append((number, _not_utf8(error)))
         except json.JSONDecodeError as error:
@@ -79,7 +101,7 @@ def read_json_lines(data: bytes) -> Table:
         except (ValueError, RecursionError) as error:
             table.bad.append((number, f"unreadable JSON: {error}"))
         else:
-            table.take(row, number)
+            table.take(row, number, decoder.doubled)
     return table
 
 
@@ -93,7 +115,7 @@ def read_json(data: bytes) -> Table:
                 f"{why}; a list of objects, or one object per line, is expected", line
             )
         return table
-    text, table, decoder = _decode(data), Table(), json.JSONDecoder()
+    text, table, decoder = _decode(data), Table(), _Decoder()
     position, line = text.index("[") + 1, 1
     start = element = 0
     position = _skip_space(text, position)
@@ -108,7 +130,7 @@ def read_json(data: bytes) -> Table:
             raise DamagedFileError(f"broken JSON: {error.msg}", error.lineno) from None
         except (ValueError, RecursionError) as error:
             raise DamagedFileError(f"unreadable JSON: {error}", line) from None
-        table.take(row, f"{line}, row {element}")
+        table.take(row, f"{line}, row {element}", decoder.doubled)
         element += 1
         position = _skip_space(text, position)
         more = text[position : position + 1] == ","

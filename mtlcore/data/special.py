@@ -42,7 +42,8 @@ def make_example(
     try:
         example = make(cut, task=task, index=index, tokenizer=tokenizer)
     except RowError as error:
-        raise RowError(uncut(str(error))) from None
+        error.args = (uncut(str(error)),)
+        raise
     texts = (example.prompt, example.target, *example.options)
     if cut == row and not any(CUT in text for text in texts):
         return example

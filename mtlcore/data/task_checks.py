@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -33,7 +33,7 @@ from mtlcore.data.cleaning import normalized, text_key, whole_key
 from mtlcore.data.example import IGNORED, Example, RowError
 from mtlcore.data.groups import MOST_GROUPS, Counts, group_check, group_value, without_labels
 from mtlcore.data.lengths import fit, needed_length
-from mtlcore.data.loader import SHOWN_BAD_ROWS, Part, TaskLoader
+from mtlcore.data.loader import SHOWN_BAD_ROWS, Misfits, Part, TaskLoader
 from mtlcore.data.near import jaccard, near_pairs, pieces_of
 from mtlcore.data.special import make_example
 from mtlcore.data.splits import SPLITS, Split
@@ -98,6 +98,8 @@ class TaskChecker:
     groups: dict[str, Counts] = field(default_factory=dict)
     """Column -> (value, split, label) -> rows."""
     option_sets: set[bytes] = field(default_factory=set)
+    unfit: set[str] = field(default_factory=set)
+    """Options of the format that no train row fits."""
     failed: bool = False
     """Whether there is an error that stops a run."""
     read: dict[str, Split] = field(default_factory=dict)
@@ -238,17 +240,22 @@ class TaskChecker:
         lengths: list[int] = []
         seen: set[bytes] = set()
         too_long: list[str] = []
+        misfits, first = Misfits(fits=split != "train" and not self.unfit), ""
         for number in part.numbers:
             self._note_label(part.source[number])
             try:
                 example = self.loader.example(part.source, number)
             except RowError as error:
-                counts.add_bad(f"{part.source.line(number)}: {error}")
+                misfits.options.add(error.option)
+                reason = f"{part.source.line(number)}: {error}"
+                first = first or reason
+                counts.add_bad(reason)
                 found.empty += self._is_empty(part.source[number])
                 continue
             except MtlcoreError as error:  # of no use to any row: once is enough
                 self._error(error)
                 return
+            misfits.fits = True
             lengths.append(needed_length(example))
             fitted = self._fitted(example, found)
             if fitted is None:
@@ -265,6 +272,12 @@ class TaskChecker:
         source, mark = part.source, part.source.fingerprint
         self.read[split] = Split(split, tuple(examples), counts, source.path, mark, mark)
         told = len(self.report.errors)
+        if option := misfits.option:  # told once, instead of the rows of every split
+            if option not in self.unfit:
+                self._error(self.loader.misfit(option, part, first))
+            self.unfit.add(option)
+            self._judge(split, replace(found, bad=len(part.bad), bad_places=part.bad), ())
+            return
         self._judge(split, found, too_long)
         if not found.used and len(self.report.errors) == told:
             counts.dropped_overlong = found.overlong

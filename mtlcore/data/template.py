@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mtlcore.data.example import RowError
 from mtlcore.data.fields import checked_text
 from mtlcore.data.special import cut_printed, uncut_row
-from mtlcore.errors import UserError, nearest
+from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
     from jinja2 import nodes
@@ -92,13 +92,15 @@ class RowTemplate:
                 fix="use the row's columns only, not the internals of Python",
             ) from None
         except UndefinedError as error:
-            raise RowError(f"{self.option}: {error.message}; {_columns(row, error)}") from None
+            quoted = str(error).split("'")
+            missing = quoted[1] if len(quoted) > 1 else ""
+            raise self._misfit(f": {error.message}", missing=missing) from None
         except _NullPrintedError:
             nulls = ", ".join(repr(name) for name, value in row.items() if value is None)
-            message = f"{self.option} prints a null (null here: {nulls or 'inside a column'})"
-            raise RowError(message + "; write {{ name or '' }} if that is meant") from None
+            message = f" prints a null (null here: {nulls or 'inside a column'})"
+            raise self._misfit(message + "; write {{ name or '' }} if that is meant") from None
         except _NotFinitePrintedError as error:
-            raise RowError(f"{self.option} prints {error}, which is no number") from None
+            raise self._misfit(f" prints {error}, which is no number") from None
         except (RecursionError, MemoryError) as error:
             raise UserError(
                 f"the template never ends or fills the memory: {type(error).__name__}",
@@ -106,10 +108,13 @@ class RowTemplate:
                 fix="a template for a row needs no recursion",
             ) from None
         except (TemplateError, *FAILURES) as error:
-            raise RowError(f"{self.option} fails: {type(error).__name__}: {error}") from None
+            raise self._misfit(f" fails: {type(error).__name__}: {error}") from None
         checked_text("".join(written), self.option)
         # jinja yields the template's own words as plain texts
         return cut_printed(tokenizer, [(text, type(text) is str) for text in written])
+
+    def _misfit(self, what: str, *, missing: str = "") -> RowError:
+        return RowError(self.option + what, option=self.option, missing=missing)
 
 
 class _NullPrintedError(Exception):
@@ -215,11 +220,3 @@ def _no_value(error: NoValueError, tree: nodes.Template, row: Mapping[str, Any])
     if error.is_macro:
         return f"{error} (`{error.name}`)", f"write {{{{ {error.name}() }}}}"
     return str(error), "print a column or a text"
-
-
-def _columns(row: Mapping[str, Any], error: Exception) -> str:
-    """The row's columns, and the one nearest to the name that the error quotes."""
-    known = f"columns: {', '.join(row)}"
-    quoted = str(error).split("'")
-    match = nearest(quoted[1], row) if len(quoted) > 1 else None
-    return f"did you mean {match!r}? {known}" if match else known

@@ -54,15 +54,19 @@ def run_demo(tiny: bool = False, overrides: Sequence[str] = (), out: Path | None
     given = [f"model.name_or_path={model}", f"training.output_dir={folder}"]
     loaded = read_recipe(RECIPE, [*given, *(TINY if tiny else ()), *overrides])
 
+    from mtlcore.progress import scoring
     from mtlcore.run import Run, write_json
     from mtlcore.trainer import Trainer
 
     run = Run(loaded.recipe, folder)
     console.print("scoring the untuned model on the test rows")
-    before = run.evaluate("test", save_as="before")
+    rows = sum(len(task.test or ()) for task in run.tasks)
+    with scoring(rows) as progress:
+        before = run.evaluate("test", save_as="before", progress=progress)
     Trainer(run).train()
     console.print("scoring the tuned model on the test rows")
-    after = run.evaluate("test", save_as="after")
+    with scoring(rows) as progress:
+        after = run.evaluate("test", save_as="after", progress=progress)
     for task in run.tasks:
         run.export(folder / "adapters" / task.name, task=task.name)
     run.export(folder / "adapters" / "shared", shared=True)

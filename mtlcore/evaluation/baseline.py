@@ -73,7 +73,7 @@ def prepare(
     loaded = read_recipe(path / RECIPE, overrides)
     used = api.checkpoint_to_load(path, loaded.recipe, None)
     if told := checkpoint.unfinished(path, loaded.recipe, used):
-        loaded.notes.append(told)
+        loaded.notes.insert(0, told)
     state = checkpoint.read_state(used)
     return derive(loaded, path / BASELINE, tasks=tasks, auxiliary=auxiliary, state=state)
 

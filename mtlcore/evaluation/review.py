@@ -28,6 +28,8 @@ BASE = "base"
 """What a run is compared with by default: its model without the adapters."""
 WORST, BEST, CHANGED = "worst", "best", "changed"
 """Why a row was chosen."""
+SAME = "same score"
+"""Instead of worst and best where all rows have one score: of these the ones with most loss."""
 LOSS = "-loss"
 """The score of a row whose task has no metric for single rows: minus its mean loss per token."""
 SHOWN = 200  # characters of a text in the table
@@ -83,8 +85,9 @@ def review(
     """Choose rows of each task worth a look, and write them to ``review.jsonl`` in the folder.
 
     `against`: "base", the model without adapters, or the folder of another run that was asked the
-    same rows. Of each task `rows` rows with the lowest score, as many with the highest, and as many
-    whose score (then whose text) differs most. The score of a row is the task's primary metric of
+    same rows. Of each task `rows` rows with the lowest score, as many with the highest (of rows
+    that all score the same: with the highest loss), and as many whose score (then whose text)
+    differs most. The score of a row is the task's primary metric of
     that row alone, where it has one. `max_rows` answers a seeded subset of so many rows per task.
     """
     if rows < 1:
@@ -173,9 +176,11 @@ def _lines(
         for index, (one, other) in enumerate(zip(before, after, strict=True))
     ]
     changed = [pair for pair in pairs if pair.change or pair.text_change]
+    worst = sorted(pairs, key=lambda p: (p.rank, -p.loss_after))[:count]
+    best = sorted(pairs, key=lambda p: (-p.rank, p.loss_after))[:count]
+    differ = len({pair.rank for pair in pairs}) > 1
     chosen = {
-        WORST: sorted(pairs, key=lambda p: (p.rank, -p.loss_after))[:count],
-        BEST: sorted(pairs, key=lambda p: (-p.rank, p.loss_after))[:count],
+        **({WORST: worst, BEST: best} if differ else {SAME: worst}),
         CHANGED: sorted(changed, key=lambda p: (-abs(p.change), -p.text_change))[:count],
     }
     why: dict[int, list[str]] = {}
@@ -207,7 +212,10 @@ def table(task: str, lines: Sequence[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    found = Table(title=Text(f"{task}: {lines[0]['metric']} by row"), show_lines=True)
+    title = f"{task}: {lines[0]['metric']} by row"
+    if any(SAME in line["why"] for line in lines):
+        title += "; all rows score the same"
+    found = Table(title=Text(title), show_lines=True)
     for column in ("row", "why", "prompt", "target", "before", "after", "score"):
         found.add_column(column, justify="right" if column == "row" else "left")
     for line in lines:

@@ -18,6 +18,7 @@ from mtlcore.losses import Outputs, cross_entropy, linear_cross_entropy, sum_by_
 from mtlcore.model import attention
 from mtlcore.model.bottleneck import Bottleneck
 from mtlcore.model.heads import POOLINGS, Heads, PromptStates, TaskFacts
+from mtlcore.model.hub import FIX
 from mtlcore.model.layers import AdapterLayer, weights_of
 from mtlcore.model.layout import Layout, Routing, block_name, block_number, row_segments
 from mtlcore.model.lora import MultiTaskLora
@@ -88,8 +89,7 @@ def cannot_load(what: str, recipe: ModelRecipe, error: Exception) -> UserError:
     return UserError(
         f"cannot load {what} {recipe.name_or_path!r}: {_first_line(error)}",
         where="model.name_or_path",
-        fix="give a folder made by save_pretrained (of model and tokenizer), or the name of a "
-        "model on the hub that this machine can reach",
+        fix=FIX,
     )
 
 

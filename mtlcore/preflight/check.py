@@ -120,7 +120,7 @@ class _Preflight:
         return named_components(self.recipe) | formats
 
     def _source_of_tokenizer(self) -> str:
-        """What is about to be read: the hub, if it does not answer, is asked for a minute."""
+        """What is about to be read: the hub may take its time."""
         name = self.recipe.model.name_or_path
         if Path(name).is_dir() or self.read.rest.is_spoiled(("model", "name_or_path")):
             return "reading the tokenizer"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -177,6 +177,7 @@ def _weights(files: RunFiles) -> Curves:
     return {
         task: [(step, weight if task in present[step] else None) for step, weight in points]
         for task, points in over_steps(files, "weights").items()
+        if any(task in present[step] for step, _ in points)
     }
 
 
@@ -239,10 +240,18 @@ def affinity_part(files: RunFiles) -> Part | Missing:
             "the recipe compares no tasks' gradients; add `monitoring: [affinity]`",
             "mtlcore train RECIPE monitoring='[affinity]'",
         )
+    maps = {key: _of_others(found.get(key)) for key, *_ in MAPS}
+    met = sorted({at for rows in maps.values() for pair in _measured(rows) for at in pair})
+    if not met:
+        return Part(
+            "Pairs of tasks",
+            topic=CONFLICTS,
+            blocks=[Words("No step held rows of two tasks: there were no gradients to compare.")],
+        )
     figures = [
         Figure(title, svg, caption)
         for key, title, caption, worse, limit in MAPS
-        if (svg := _map(names, found.get(key), title, worse=worse, limit=limit)) is not None
+        if (svg := _map(names, maps[key], met, title, worse=worse, limit=limit)) is not None
     ]
     steps = found.get("steps")
     said = f"Measured over {number(steps)} steps. " if isinstance(steps, int) else ""
@@ -279,16 +288,34 @@ MAPS = (
 )
 
 
-def _map(
-    names: list[str], values: Any, title: str, *, worse: bool, limit: float | None
-) -> Markup | None:
-    # A task's own cell is 1, 0 or so large that the others pale: it is left out.
-    rows = [
+def _of_others(values: Any) -> list[list[Any]]:
+    """A map without the tasks' own cells, which are 1, 0 or so large that the others pale."""
+    return [
         [None if at == row else value for at, value in enumerate(sequence(line))]
         for row, line in enumerate(sequence(values))
     ]
-    if not any(rows):
+
+
+def _measured(rows: list[list[Any]]) -> Iterator[tuple[int, int]]:
+    """Row and column of each cell that has a number."""
+    for row, line in enumerate(rows):
+        yield from ((row, at) for at, value in enumerate(line) if finite(value) is not None)
+
+
+def _map(
+    names: list[str],
+    rows: list[list[Any]],
+    met: Collection[int],
+    title: str,
+    *,
+    worse: bool,
+    limit: float | None,
+) -> Markup | None:
+    """The tasks that met another one."""
+    if not any(_measured(rows)):
         return None
+    rows = [[value for at, value in enumerate(rows[row]) if at in met] for row in met]
+    names = [names[at] for at in met]
     return charts.heatmap(title, names, names, rows, worse=worse, limit=limit)
 
 

@@ -109,7 +109,7 @@ class GroupMetrics(Auditor):
         if self.names is None and len(tasks) < len(recipe.tasks):
             # The column may be that of a task which could not be read.
             fields = {n: f for n, f in fields.items() if any(self.column in row for row in f)}
-        for name in self._audited(fields):
+        for name in self._audited(fields, recipe):
             evaluators = [
                 component
                 for component in components.values()
@@ -124,13 +124,15 @@ class GroupMetrics(Auditor):
         require_tasks(self.names or (), run.recipe.tasks, "auditing.tasks")
         fields = {name: [row.fields for row in rows] for name, rows in predictions.items()}
         findings: list[Finding] = []
-        for name in self._audited(fields):
+        for name in self._audited(fields, run.recipe):
             task, rows = run.task(name), predictions[name]
             self._require_metric(run.evaluators[name], name, bool(rows[0].options))
             findings += self._of_task(run, task, rows)
         return findings
 
-    def _audited(self, fields: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    def _audited(
+        self, fields: Mapping[str, Sequence[Mapping[str, Any]]], recipe: Recipe
+    ) -> list[str]:
         """The tasks to audit among those with rows; a UserError if the column is missing."""
         chosen = [name for name in fields if self.names is None or name in self.names]
         having = [name for name in chosen if any(self.column in row for row in fields[name])]
@@ -138,7 +140,8 @@ class GroupMetrics(Auditor):
         if not missing or (self.names is None and having):
             return having
         name = missing[0]
-        columns = list(dict.fromkeys(column for row in fields[name] for column in row))
+        found = dict.fromkeys(column for row in fields[name] for column in row)
+        columns = recipe.tasks[name].columns_of_files(found)
         near = nearest(self.column, columns)
         tasks = f"task {name!r} has" if len(missing) == 1 else f"tasks {', '.join(missing)} have"
         raise UserError(

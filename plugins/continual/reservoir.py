@@ -156,7 +156,7 @@ class Reservoir(Replay):
                 "the replay memory is not what the run had saved: its rows do not fit their "
                 "SHA-256, so it was changed or damaged",
                 where="replay",
-                fix="restore state.json of the checkpoint, or choose another checkpoint",
+                fix="restore state.json of the checkpoint, or name another one: --resume FOLDER",
             )
         self.memory = {name: [_from_json(row) for row in kept] for name, kept in memory.items()}
 

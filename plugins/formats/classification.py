@@ -183,7 +183,8 @@ class Classification(Format):
             fix = did_you_mean(key, self._index)
             raise RowError(
                 f"label {value!r} is not in the set{origin}: {known}"
-                + (f"; {fix}" if fix.startswith("did") else "")
+                + (f"; {fix}" if fix.startswith("did") else ""),
+                option="labels" if self._given else "",
             )
         return self._index[key]
 

@@ -131,6 +131,8 @@ class Affinity(Monitor):
             return []
         found = self.measured(run)
         names = found["tasks"]
+        if not self.sums[0].triu(1).any():  # no two tasks met in a step
+            return []
         titles = {
             "cosine": "mean cosine of the gradients",
             "conflict": "share of steps in conflict (cosine below 0)",

@@ -128,7 +128,7 @@ def group_by_label(task: Task) -> dict[str, list[int]]:
 def group_by_column(task: Task, column: str) -> dict[str, list[int]]:
     """The rows of each value of a column; 1, 1.0 and "1" are one value."""
     values = [example.fields.get(column) for example in task.train]
-    if column not in columns_of(task):
+    if not has_column(task, column):
         raise UserError(
             f"the rows of {task.train.path} have no column {column!r}",
             where=where(task),
@@ -153,9 +153,15 @@ def has_labels(task: Task) -> bool:
     return any(example.label is not None for example in task.train)
 
 
+def has_column(task: Task, column: str) -> bool:
+    """Whether some row of the task has the column, by its name in the file or in the format."""
+    return any(column in example.fields for example in task.train)
+
+
 def columns_of(task: Task) -> list[str]:
-    """The columns that some row of the task has."""
-    return sorted({column for example in task.train for column in example.fields})
+    """The columns that some row of the task has in its file."""
+    found = {column for example in task.train for column in example.fields}
+    return sorted(task.recipe.columns_of_files(found))
 
 
 def sizes_in_words(groups: Groups, limit: int = 12) -> str:

@@ -15,7 +15,13 @@ from mtlcore.distributed import all_reduce_sum, rank, world_size
 from mtlcore.errors import UserError, did_you_mean
 from mtlcore.evaluation.predictions import sum_losses
 from mtlcore.stages import expected_shares, plan_stages
-from mtlcore_plugins.sampling._rows import Passes, PreparedChooser, columns_of, where
+from mtlcore_plugins.sampling._rows import (
+    Passes,
+    PreparedChooser,
+    columns_of,
+    has_column,
+    where,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -208,7 +214,7 @@ def expected_draws(run: Run, task: Task) -> float:
 
 def numbers_of(task: Task, column: str) -> list[float]:
     """The values of a column as numbers; in CSV files they are texts of numbers."""
-    if column not in columns_of(task):
+    if not has_column(task, column):
         raise UserError(
             f"the rows of {task.train.path} have no column {column!r}",
             where=where(task),

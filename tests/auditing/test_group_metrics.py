@@ -18,6 +18,7 @@ import mtlcore
 from mtlcore.components import Evaluator, Finding
 from mtlcore.errors import UserError
 from mtlcore.evaluation.predictions import Prediction
+from mtlcore.recipe import TaskRecipe
 from mtlcore.run import Run
 from mtlcore.testing import stand_in_run
 from mtlcore_plugins.auditing.group_metrics import GroupMetrics
@@ -46,6 +47,8 @@ def answers(count: int, seed: int = 0, groups: str = "aab") -> list[Prediction]:
 def run_with(*evaluators: Evaluator, eval_rows: Sequence[Prediction] = ()) -> Any:
     """A run of one task with these metrics."""
     run = stand_in_run({"task": 10}, evaluators={"task": list(evaluators)})
+    form = {"train": "a.jsonl", "format": "text", "columns": {"prompt": "text"}}
+    run.recipe.tasks["task"] = TaskRecipe.model_validate(form)
     run.tasks[0].eval = list(eval_rows)
     run.task = lambda name: run.tasks[0]
     return run

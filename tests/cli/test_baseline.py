@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from mtlcore.testing.command_line import CommandLine
@@ -29,6 +30,15 @@ def test_the_baseline_of_a_run_is_trained_in_it_and_compared_with_it(
     assert code == 0  # nothing is left to train: the tables are printed again
     assert "single-task baselines on test" in out
     assert "delta_m" in out
+
+
+def test_that_the_run_is_unfinished_is_told_before_its_rows(cli: CommandLine, run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "step-000006")
+    args = ["training.max_steps=1", "--task", "sentiment"]
+    args += ["tasks.sentiment.eval=null", "tasks.sentiment.split.eval=0.2"]
+    code, _, err = cli("baseline", run, *args)
+    assert code == 0, err
+    assert 0 <= err.index(f"the run {run} is unfinished") < err.index("was split (seed")
 
 
 def test_the_baseline_of_a_recipe_is_scored(

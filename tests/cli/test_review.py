@@ -11,7 +11,7 @@ from mtlcore.testing.command_line import CommandLine
 def test_review_shows_rows_before_and_after(cli: CommandLine, run: Path) -> None:
     code, out, _ = cli("review", run, "--rows", "1", "--task", "sentiment")
     assert code == 0
-    for word in ("sentiment: accuracy by row", "before", "after", "worst", "Review:"):
+    for word in ("sentiment: accuracy by row", "before", "after", "why", "Review:"):
         assert word in out
     code, out, _ = cli("review", run, "--rows", "1", "--task", "sentiment", "--json")
     assert code == 0

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 import mtlcore
+from mtlcore.progress import scoring
 from tests.command_line import CommandLine, contents
 
 TASKS = ["sentiment", "spelling", "definitions"]
@@ -223,3 +224,23 @@ def test_an_export_does_not_overwrite_a_model(
     flags = ("--merged", "--task", "spelling", "--out", model, "--force")
     assert cli("export", tiny_run, *flags)[0] == 0
     assert contents(model) != before
+
+
+# -- progress ----------------------------------------------------------------------------------
+
+
+def test_rows_are_counted_while_they_are_scored(
+    tiny_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded = mtlcore.load(tiny_run)
+    seen: list[int] = []
+    loaded.evaluate("test", progress=seen.append)
+    assert sum(seen) == 18
+    assert len(seen) > 3
+    capfd.readouterr()
+    with scoring(25) as progress:
+        for count in (1, 1, 1, 17, 5):
+            progress(count)
+    assert capfd.readouterr().err.splitlines() == [
+        f"{done} of 25 rows are scored" for done in (3, 20, 25)
+    ]

@@ -209,6 +209,31 @@ def test_a_format_that_no_row_can_use_is_said_once(tmp_path: Path) -> None:
     assert "the sandbox refuses" in said(report.errors)
 
 
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_an_option_that_no_train_row_fits_is_told_instead_of_the_rows(
+    tmp_path: Path, policy: str
+) -> None:
+    form = {"name": "classification", "labels": ["Good", "Bad"]}
+    task = reviews(tmp_path, labelled([f"row {i}" for i in range(9)]), on_bad_row=policy)
+    test = write_jsonl(tmp_path / "test.jsonl", labelled(["other"]))
+    found = check({"a": {**task, "format": form, "test": str(test)}}).errors
+    assert len(found) == 1, said(found)
+    error = found[0]
+    assert error.where == "tasks.a.format.labels"
+    assert f"`labels` fits no row of {task['train']} (12 rows), the first: " in error.message
+    assert "reviews.jsonl:1: label 'bad' is not in the set" in error.message
+    with (tmp_path / "reviews.jsonl").open("a") as file:
+        file.write('{"text": "fits", "label": "Good"}\n')
+    found = said(check({"a": {**task, "format": form, "split": {"eval": 0.0}}}).errors)
+    assert ("tasks.a.train: 12 of 13 rows are bad" in found) is (policy == "error")
+
+
+def test_options_that_the_train_rows_fit_are_not_blamed_for_others(tmp_path: Path) -> None:
+    test = write_jsonl(tmp_path / "test.jsonl", [{"text": "x", "label": "fine"}] * 2)
+    task = reviews(tmp_path, labelled(["soup"]), test=str(test))
+    assert "tasks.a.test: 2 of 2 rows are bad" in said(check({"a": task}).errors)
+
+
 @pytest.mark.parametrize(
     ("labels", "also"),
     [
@@ -459,6 +484,8 @@ def test_a_column_that_no_task_has_is_an_error_with_the_nearest_name(tmp_path: P
     assert "--column gendr: no rows of 'a' have a column 'gendr'" in said(report.errors)
     assert "did you mean 'gender'?" in said(report.errors)
     assert [group.column for group in report.groups] == ["gender"]
+    task["columns"] = {"label": "label", "other": "text"}
+    assert "fix: known: gender, label, text" in said(check({"a": task}, columns=["x"]).errors)
 
 
 def missing_columns(report: CheckReport) -> list[str]:

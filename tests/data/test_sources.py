@@ -128,6 +128,8 @@ def test_listed_files_of_a_folder_are_read_in_order(tmp_path: Path) -> None:
         (b'{"text": "x"} {"text": "y"}', "broken JSON: Extra data"),
         (b"[1, 2]", "a JSON object is expected, found a list"),
         (b"3", "found the number 3"),
+        (b'{"text": "x", "n": 1, "text": "y"}', "the key 'text' stands twice in one object"),
+        (b'{"text": "x", "n": {"a": 1, "a": 1}}', "the key 'a' stands twice"),
         (b'{"text": "caf\xe9"}', "not UTF-8 (byte 0xe9)"),
         (b"[" * 100_000, "unreadable JSON|broken JSON"),
     ],
@@ -139,6 +141,14 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: bytes, why: str) -
     (bad,) = rows.bad
     assert bad.startswith(f"{path}:4: ")
     assert any(part in bad for part in why.split("|"))
+
+
+def test_a_key_that_stands_twice_is_told_of_its_row_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.json", b'[{"a": 1},\n {"a": 1, "a": 2}, {"a": 3}]')
+    assert list(read(path)) == [{"a": 1}, {"a": 3}]
+    assert read(path).bad == [f"{path}:2, row 1: the key 'a' stands twice in one object"]
+    path = written(tmp_path, "a.jsonl", b'{"a": {"b": 1, "b": 2}\n{"a": 3}\n')
+    assert list(read(path)) == [{"a": 3}]
 
 
 def test_csv_rows_of_the_wrong_width_are_named(tmp_path: Path) -> None:

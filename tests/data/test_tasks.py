@@ -236,6 +236,27 @@ def test_a_bad_row_is_an_error_with_its_line(tmp_path: Path, row: dict[str, Any]
     assert "tasks.a.on_bad_row" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("revew", "'revew' is undefined; did you mean 'review'? columns: review, reply"),
+        ("other", "'other' is undefined; columns: review, reply"),
+    ],
+)
+def test_a_missing_column_lists_those_of_the_file(
+    tmp_path: Path, column: str, message: str
+) -> None:
+    row = {"review": "x", "reply": "y"}
+    path = write_jsonl(tmp_path / "a.jsonl", [row] * 9)
+    form = {"name": "prompt_completion", "template": f"{{{{ {column} }}}}"}
+    with pytest.raises(UserError) as caught:
+        load_one(path, {"format": form, "columns": {"completion": "reply"}})
+    assert f"{path}:1: template: {message}\n" in str(caught.value)
+    write_jsonl(path, [row] * 8 + [{"review": "x"}])
+    with pytest.raises(UserError, match=r"'reply' .the completion. is missing; columns: review\n"):
+        load_one(path, {"columns": {"completion": "reply", "prompt": "review"}})
+
+
 @pytest.mark.parametrize("policy", ["skip", "warn"])
 def test_skipped_rows_are_counted_with_place_and_reason(tmp_path: Path, policy: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*pairs(10), *(row for row, _ in BAD_ROWS)])

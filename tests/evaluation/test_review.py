@@ -60,6 +60,16 @@ def test_worst_best_and_most_changed_rows_by_score_then_loss_then_text() -> None
     assert (line["loss_before"], line["loss_after"]) == (0.5, 2.5)
 
 
+@pytest.mark.parametrize("score", ["right", "wrong"])
+def test_rows_that_all_score_the_same_are_neither_worst_nor_best(score: str) -> None:
+    before = predictions(["right", "x", "wrong"], [1, 1, 1])
+    after = predictions([score] * 3, [1, 3, 2])
+    lines = review._lines("t", [ExactMatch()], before, after, 2)
+    assert chosen(lines, "worst") == chosen(lines, "best") == []
+    assert chosen(lines, review.SAME) == [1, 2]  # the highest losses
+    assert str(review.table("t", lines).title) == "t: exact_match by row; all rows score the same"
+
+
 @pytest.mark.parametrize("metric", [ExactMatch(), ChrF(), RougeL()], ids=lambda m: m.name)
 def test_a_row_is_scored_by_its_metric_where_one_row_has_it(metric: Evaluator) -> None:
     rows = predictions(["right", "rig", ""], [1, 2, 3])
@@ -120,7 +130,8 @@ def test_a_review_is_written_line_by_line(run: Path) -> None:
             assert line["after"] == after[line["row"]]
     for task in ("sentiment", "spelling", "definitions"):
         mine = [line for line in lines if line["task"] == task]
-        assert len(chosen(mine, "worst")) == len(chosen(mine, "best")) == 2
+        same, worst, best = (len(chosen(mine, why)) for why in (review.SAME, "worst", "best"))
+        assert (same, worst, best) in ((0, 2, 2), (2, 0, 0))
 
 
 def test_a_run_against_itself_has_no_changed_row(run: Path) -> None:

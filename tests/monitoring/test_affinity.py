@@ -191,6 +191,8 @@ def test_a_task_that_stands_alone_in_every_step_has_no_pair(
         stages=f"[{stages}]",
         training=training_part(tmp_path, max_steps="null"),
     )
-    found = read(mtlcore.train(recipe))
+    run = mtlcore.train(recipe)
+    found = read(run)
+    assert json.loads((run.folder / "result.json").read_text())["sections"] == []
     assert found["together"] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert found["cosine"] == [[1, None, None], [None, 1, None], [None, None, 1]]

@@ -547,6 +547,32 @@ def test_a_task_has_no_weight_in_steps_without_its_rows(run: Path) -> None:
     assert "1,000,000" not in Page(render(run)).text
 
 
+def test_a_task_without_a_row_in_any_step_has_no_weight_and_no_pair(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.get("losses", {}).pop("spelling", None)
+    write_lines(run / "metrics.jsonl", lines)
+    found = json.loads((run / "affinity.json").read_text())
+    alone = TASKS.index("spelling")
+    for key in ("cosine", "conflict", "affinity"):
+        for row in range(len(TASKS)):
+            found[key][row][alone] = found[key][alone][row] = None
+    write(run / "affinity.json", found)
+    html = render(run)
+    for title in ("Task weights (", "Mean cosine of gradients"):
+        figure = html[html.index(f"<title>{title}") :]
+        figure = figure[: figure.index("</svg>")]
+        assert "definitions" in figure
+        assert "spelling" not in figure
+    assert "spelling" not in re.search(r"means over the logged steps: (.*?)\.</", html)[1]
+    empty = [[1.0 if i == j else None for j in range(len(TASKS))] for i in range(len(TASKS))]
+    found.pop("affinity")
+    write(run / "affinity.json", {**found, **dict.fromkeys(("cosine", "conflict"), empty)})
+    html = render(run)
+    assert "No step held rows of two tasks" in html
+    assert "Mean cosine of gradients" not in html
+
+
 def test_heatmaps_of_a_section_that_have_a_part_of_their_own_are_not_drawn_twice(run: Path) -> None:
     maps = json.loads((run / "affinity.json").read_text())
     result = json.loads((run / "result.json").read_text())

@@ -9,6 +9,7 @@ from typing import Any
 from mtlcore.components import RowChooser
 from mtlcore.data.example import Example
 from mtlcore.data.splits import Counts, Split
+from mtlcore.recipe import TaskRecipe
 from mtlcore.testing import stand_in_run
 from mtlcore_plugins.sampling.equal import Equal
 
@@ -50,6 +51,7 @@ def run_of(rows: Split, *, seed: int = 0, steps: int = 100, rows_per_step: int =
     """A run whose only task "a" has these train rows; `run.notes` is what the user was told."""
     run = stand_in_run({"a": len(rows)}, seed=seed, rows_per_step=rows_per_step)
     run.tasks[0].train = rows
+    run.tasks[0].recipe = TaskRecipe.model_validate({"train": "a.jsonl", "format": "text"})
     run.notes = []
     run.note = run.notes.append
     run.active = [True]
