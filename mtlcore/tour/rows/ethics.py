@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from statistics import mean
 
 from mtlcore.tour.cases import dialect, opinions, task, write
@@ -44,10 +45,11 @@ def bias(tour: Tour) -> tuple[float, float]:
 )
 def labels(tour: Tour) -> tuple[float, float]:
     """The texts that `mtlcore check` reports with unlike labels left out against all rows."""
-    rows = list({row["text"]: row for row in opinions(100, 101)}.values())
+    text = itemgetter("text")
+    rows = list({text(row): row for row in opinions(100, 101)}.values())
     wrong = [{**r, "label": "no" if r["label"] == "yes" else "yes"} for r in rows[:20]]
-    known = {row["text"] for row in rows}
-    test = [row for row in opinions(200, 100) if row["text"] not in known]
+    known = set(map(text, rows))
+    test = [row for row in opinions(200, 100) if text(row) not in known]
     rows += 3 * wrong
     recipe = tour.recipe(
         "doubtful", {"tasks": {"doubtful": task(tour.folder, "doubtful", rows, test=test)}}
@@ -56,8 +58,8 @@ def labels(tour: Tour) -> tuple[float, float]:
     found = tour.json("check", recipe, "--column", "thing")
     checked = tour.commands[-1]
     places = [place for c in found["tasks"]["doubtful"]["conflicts"] for place in c["rows"]]
-    doubted = {rows[int(place.rpartition(":")[2]) - 1]["text"] for place in places}
-    write(tour.folder, "doubtful.train", [r for r in rows if r["text"] not in doubted])
+    doubted = {text(rows[int(place.rpartition(":")[2]) - 1]) for place in places}
+    write(tour.folder, "doubtful.train", [row for row in rows if text(row) not in doubted])
     with_remedy = tour.overall(tour.train(recipe))
     tour.commands.append(checked)
     return without, with_remedy
