@@ -43,8 +43,8 @@ on_device() { # what cannot run without a GPU
 }
 
 where() {
-    on_device nvidia-smi
-    if [ -z "$DRY" ] || command -v nvcc; then nvcc --version; fi
+    on_device nvidia-smi || return
+    if [ -z "$DRY" ] || command -v nvcc; then nvcc --version || return; fi
     "$PY" -c "import torch, triton; print('torch', torch.__version__, 'triton', triton.__version__)"
 }
 

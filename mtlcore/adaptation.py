@@ -48,6 +48,7 @@ def adapt(
     target = Path(output_dir) if output_dir else folder.with_name(f"{folder.name}-{'-'.join(new)}")
     if resume and (target / RECIPE).is_file():
         loaded = read_recipe(target / RECIPE, overrides)
+        _require_same_start(loaded, folder)
         _require_same_steps(loaded, max_steps)
         _require_same_tasks(loaded, task, new, overrides)
     else:
@@ -72,8 +73,19 @@ def adapt(
     return run
 
 
+def _require_same_start(loaded: LoadedRecipe, folder: Path) -> None:
+    """A resumed run goes on from the run that it was begun with, which may be gone by now."""
+    start = loaded.recipe.start
+    if start is None or Path(start.run).resolve() != folder.resolve():
+        raise UserError(
+            f"{loaded.path.parent} was begun from {start.run if start else 'no other run'}, and "
+            f"--resume keeps that; found {folder}",
+            fix="name that run, or adapt anew into another folder",
+        )
+
+
 def _require_same_steps(loaded: LoadedRecipe, max_steps: int | None) -> None:
-    """A resumed run goes on with the recipe that it has: nothing asked for may be passed over."""
+    """Nothing asked for may be passed over: a resumed run keeps the recipe that it has."""
     had = loaded.recipe.stages[-1].max_steps
     if max_steps is not None and max_steps != had:
         raise UserError(

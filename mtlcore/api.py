@@ -82,7 +82,7 @@ def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) ->
             take_over(run)
     trainer = Trainer(run)
     if saved is not None:
-        for missing in _missing_records(run, saved):
+        for missing in _missing_records(trainer, saved):
             run.note(f"warning: {missing}; it is written anew")
         checkpoint.restore(trainer, saved)
         run.note(f"resumed from {saved.folder} at step {run.step}")
@@ -93,13 +93,17 @@ def _prepared(loaded: LoadedRecipe, lock: RunLock, resume: bool | str | Path) ->
     return trainer
 
 
-def _missing_records(run: Run, saved: Checkpoint) -> list[str]:
+def _missing_records(trainer: Trainer, saved: Checkpoint) -> list[str]:
     """Which files are not in the run's folder any more, though they were written before."""
+    run, state = trainer.run, saved.state()
+    progress = state["progress"]
+    planned = progress["stage_start"] + trainer.stages[-1].steps
     told = {
         RECIPE: "the recipe is compared with that of the checkpoint",
         ENVIRONMENT: "what it told of the start of the run, such as its plugins, is not compared",
     }
-    if checkpoint.has_ended(saved.state()["progress"], run.recipe):
+    # With more steps to come, an earlier try to go on has taken the result away.
+    if checkpoint.has_ended(progress, run.recipe) and state["step"] >= planned:
         told[checkpoint.RESULT] = "the run had come to its end"
     return [
         f"{run.folder / name} is missing ({what})"

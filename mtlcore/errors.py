@@ -107,7 +107,9 @@ def is_quoted_number(value: object) -> bool:
 
     1e-4 is none: a reader of YAML 1.1, such as PyYAML, gives it as text where there were none.
     """
-    return isinstance(value, str) and bool(re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*", value))
+    return isinstance(value, str) and bool(
+        re.fullmatch(r"\s*[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)\s*", value)
+    )
 
 
 def require_tasks(names: Iterable[str], known: Collection[str], where: str = "") -> None:

@@ -141,8 +141,10 @@ class Judge:
             self.best = Best(**state["best"])
         for name, best in state["tasks"].items():
             if name in self.tasks:
-                before, now = state["metric_of_task"][name], self._task_metric(name)
-                if self._is_judged_as_before(f"task {name!r}", before, now):
+                now = self._task_metric(name)
+                before = state.get("metric_of_task", {}).get(name, now)
+                stopped = not self.run.is_active(self.run.task(name))
+                if stopped or self._is_judged_as_before(f"task {name!r}", before, now):
                     self.tasks[name] = Best(**best)
 
     def _is_judged_as_before(self, who: str, before: str, now: str) -> bool:

@@ -114,5 +114,6 @@ def _damaged(folder: Path, message: str) -> DamagedError:
     return DamagedError(
         message,
         where=str(folder),
-        fix="copy it anew, or name another one (--step N, or --resume FOLDER), or move it away",
+        fix="copy it anew, or name another one (evaluate: --step N, adapt: start.step=N, train: "
+        "--resume FOLDER), or move it away",
     )

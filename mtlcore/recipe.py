@@ -289,7 +289,10 @@ class SharingRecipe(Section):
 
 
 class BottleneckRecipe(Section):
-    """A second kind of adapter: a small network after chosen layers (Houlsby et al., ICML 2019)."""
+    """A second kind of adapter: a small network after chosen layers (Houlsby et al., ICML 2019).
+
+    It is no LoRA: a run that has it cannot be exported to PEFT or merged.
+    """
 
     shared: Int = Field(default=0, ge=0, description="Width of the one that all tasks share.")
     own: Int = Field(default=0, ge=0, description="Width of the one that each task has for itself.")

@@ -200,7 +200,8 @@ def _start(recipe: Recipe) -> Iterator[FieldProblem]:
     for new, old in recipe.start.own_from.items() if recipe.start else ():
         for task, path in ((new, ("start", "own_from")), (old, ("start", "own_from", new))):
             if task not in recipe.tasks:
-                yield FieldProblem(path, f"no task {task!r}", did_you_mean(task, recipe.tasks))
+                others = [name for name in recipe.tasks if task == new or name != new]
+                yield FieldProblem(path, f"no task {task!r}", did_you_mean(task, others))
 
 
 def _schedule(recipe: Recipe) -> Iterator[FieldProblem]:

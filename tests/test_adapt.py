@@ -160,6 +160,14 @@ def test_a_resumed_adaptation_takes_no_other_task(
         mtlcore.adapt(old_run, new, max_steps=1, output_dir=folder, resume=True)
 
 
+def test_a_resumed_adaptation_takes_no_other_start(old_run: Path, tmp_path: Path) -> None:
+    new = old_run.parent / "new.yaml"
+    folder = mtlcore.adapt(old_run, new, max_steps=1, output_dir=tmp_path / "run").folder
+    for other in (copied(old_run, tmp_path / "other"), tmp_path / "none"):
+        with pytest.raises(UserError, match=f"was begun from {old_run}, .* found {other}"):
+            mtlcore.adapt(other, new, max_steps=1, output_dir=folder, resume=True)
+
+
 def test_old_tasks_without_rows_to_score_are_told(old_run: Path, tmp_path: Path) -> None:
     run = copied(old_run, tmp_path / "old")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))

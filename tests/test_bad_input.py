@@ -776,7 +776,7 @@ def test_a_damaged_checkpoint_is_named(
     (last / "adapters.safetensors").write_bytes(b"cut")
     message = assert_refused(cli, ["evaluate", run], run)
     assert message.startswith(f"error: {last}: adapters.safetensors has 3 bytes, ")
-    assert "fix: copy it anew, or name another one (--step N, " in message
+    assert "fix: copy it anew, or name another one (evaluate: --step N, " in message
     assert cli("evaluate", run, "--step", 4, "--task", "spelling")[0] == 0
     assert json.loads((run / "predictions/test/scores.json").read_text())["step"] == 4
 

@@ -39,6 +39,7 @@ def only_problem(**changes: Any) -> str:
         ("report_to", 3, "give a list"),
         ("run_name", [], "give text, in quotes"),
         ("max_steps", "16", "write 16 without quotes"),
+        ("max_steps", "1_000", "write 1_000 without quotes"),
         ("learning_rate", "0.1", "write 0.1 without quotes"),
         ("seed", "0", "write 0 without quotes"),
         ("output_dir", "", "give it another value, or remove the key"),

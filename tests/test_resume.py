@@ -230,3 +230,14 @@ def test_other_files_that_are_gone_are_told(
     for name, note in zip(expected, told, strict=True):
         assert note.startswith(f"warning: {copy / name} is missing (")
     assert all((copy / name).is_file() for name in names)
+
+
+def test_a_result_that_an_earlier_try_to_go_on_took_away_is_not_missed(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (copy / "result.json").unlink()
+    more = [f"training.output_dir={copy}", "training.max_steps=8"]
+    run = mtlcore.train(finished_run.parent / "recipe.yaml", more, resume=True)
+    assert run.step == 8
+    assert not any("is missing" in note for note in run.notes)

@@ -240,6 +240,24 @@ def test_a_task_keeps_its_best_when_only_the_stage_is_judged_anew(
         trainer.run.lock.release()
 
 
+def test_a_task_that_has_stopped_keeps_its_best_whatever_it_is_judged_by(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = task_that_stops(tmp_path, tiny_model)
+    folder = mtlcore.train(recipe).folder
+    kept = next(
+        place
+        for place in checkpoints(folder)
+        if not all(checkpoint.read_state(place)["progress"]["active"])
+    )
+    best = checkpoint.read_state(kept)["progress"]["judge"]["tasks"]["spelling"]["step"]
+    loaded = read_recipe(recipe, ["training.metric_for_best_model=eval_overall"])
+    trainer = prepare(loaded, resume=kept)
+    assert trainer.judge.tasks["spelling"].step == best is not None
+    assert not any("task 'spelling' is judged by" in note for note in trainer.run.notes)
+    trainer.run.lock.release()
+
+
 def test_a_stage_that_is_ended_again_scores_its_weights_once(
     tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -33,27 +33,35 @@ def export(
         other = "--task" if task else "--merged"
         raise UserError(f"--shared and {other} exclude each other", fix="give one of them")
 
-    if out is not None and not force:
-        taken = [name for name in MODEL_FILES if (out / name).is_file()]
-        if taken:
-            raise UserError(
-                f"{out} holds a model or an adapter ({taken[0]})",
-                where="--out",
-                fix="choose another folder, or write over it with --force",
-            )
-
     from mtlcore.api import load
 
     with only_results_on_stdout():
         loaded = load(run, step=step, tasks=[task] if task else ())
-        if merged:
-            written = [loaded.export(out or run / "merged" / (task or ""), task=task, merged=True)]
-        elif shared:
-            written = [loaded.export(out or run / "shared", shared=True)]
-        elif task:
-            written = [loaded.export(out or run / "adapters" / task, task=task)]
+        kind = "merged" if merged else "shared" if shared else "adapters"
+        folder = out or run / (kind if step is None else f"{kind}-step-{step}")
+        names = [task] if task or merged or shared else list(loaded.recipe.tasks)
+        if out is not None and (task or merged or shared):
+            targets = [out]  # for one thing, and just that
         else:
-            folder = out or run / "adapters"
-            written = [loaded.export(folder / name, task=name) for name in loaded.recipe.tasks]
+            targets = [folder / (name or "") for name in names]
+        if out is not None and not force:
+            for target in targets:
+                _require_free(target)
+        written = [
+            loaded.export(target, task=name, merged=merged, shared=shared)
+            for name, target in zip(names, targets, strict=True)
+        ]
     for path in written:
         typer.echo(path)
+
+
+def _require_free(folder: Path) -> None:
+    from mtlcore.errors import UserError
+
+    taken = [name for name in MODEL_FILES if (folder / name).is_file()]
+    if taken:
+        raise UserError(
+            f"{folder} holds a model or an adapter ({taken[0]})",
+            where="--out",
+            fix="choose another folder, or write over it with --force",
+        )

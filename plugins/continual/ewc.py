@@ -8,6 +8,7 @@ import torch
 
 from mtlcore.arena import block_name
 from mtlcore.components import Count, NotNegative, Penalty, Regularizer, Section, Share
+from mtlcore.errors import UserError
 from mtlcore.fisher import Labels, fisher
 from mtlcore.stages import tasks_of
 from mtlcore.start import trained_tasks
@@ -173,6 +174,12 @@ class EWC(Regularizer):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back F and theta*."""
+        if state and "measured" not in state:
+            raise UserError(
+                "the Fisher information was saved by an earlier version, without its tasks",
+                where=f"regularization, {self.name}",
+                fix="train that run again with this version, or go on without ewc",
+            )
         tensors = dict(state)
         self.measured = set(tensors.pop("measured", ()))
         parts: dict[str, dict[str, tuple[Tensor, Tensor]]] = {"held": {}, "coming": {}}

@@ -34,7 +34,8 @@ class Coral(Regularizer):
     added after Jᵀw.
 
     strength: 1.0. tasks: those to align, at least two; all by default. A pair counts in a
-    micro-batch where both have two rows or more; n is small there, so that C is a rough estimate.
+    micro-batch where both have two rows or more; n is small there, so that C is a rough estimate,
+    and cutting a step into more micro-batches or processes changes it.
     """
 
     name = "coral"

@@ -226,6 +226,26 @@ def test_an_export_does_not_overwrite_a_model(
     assert contents(model) != before
 
 
+def test_an_export_of_all_tasks_overwrites_none_of_another_run(
+    cli: CommandLine, tiny_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert cli("export", tiny_run, "--task", "spelling", "--out", out / "spelling")[0] == 0
+    before = contents(out)
+    code, _, err = cli("export", tiny_run, "--out", out)
+    assert code == 2
+    assert f"{out / 'spelling'} holds a model or an adapter" in err
+    assert contents(out) == before
+
+
+def test_an_export_of_an_earlier_step_has_a_folder_of_its_own(cli: CommandLine, run: Path) -> None:
+    assert cli("export", run, "--task", "spelling")[0] == 0
+    before = contents(run / "adapters")
+    code, out, _ = cli("export", run, "--task", "spelling", "--step", "4")
+    assert (code, out) == (0, f"{run / 'adapters-step-4' / 'spelling'}\n")
+    assert contents(run / "adapters") == before != contents(run / "adapters-step-4")
+
+
 # -- progress ----------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlcore.data.example import Example
+from mtlcore.errors import UserError
 from mtlcore.fisher import fisher
 from mtlcore.model.backbone import MultiTaskModel
 from mtlcore.recipe import SharingRecipe
@@ -228,6 +229,18 @@ def test_a_start_run_that_was_stopped_is_measured_where_it_did_not(ended: bool) 
     again.load_state_dict(ewc.state_dict())
     again.mtlcore_run_start(run)
     assert not again.coming
+
+
+def test_a_state_that_does_not_tell_its_tasks_is_refused() -> None:
+    """It would be measured again, and count twice."""
+    run = staged_run(["task0"])
+    old = EWC()
+    old.mtlcore_stage_end(run, "s0")
+    state = old.state_dict()
+    del state["measured"]
+    with pytest.raises(UserError, match="saved by an earlier version, without its tasks"):
+        EWC().load_state_dict(state)
+    EWC().load_state_dict({})
 
 
 def test_it_says_when_a_start_run_leaves_nothing_to_measure() -> None:
