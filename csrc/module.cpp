@@ -206,8 +206,8 @@ void for_storage(const TensorView& x, Body body) {
     }
 }
 
-// body(an element of x, the checked table, a scalar of the factors, its dtype); `x` is any tensor of
-// tokens.
+// body(an element of x, the checked table, a scalar of the factors, its dtype); `x` is any tensor
+// of tokens.
 template <class Body>
 void with_lora(const TensorView& x, const LoraViews& views, Body body) {
     check_rank(x, "x", 2);
@@ -266,11 +266,16 @@ LoraGrads<X, Scalar> grads_of(const GradViews& views, const Lora<Scalar>& lora, 
     check_rank(views.memory, "memory", 1);
     check_whole(views.memory, "memory", dtype, {views.memory.shape[0]});
     check_offsets(views.offsets, views.offsets_name, columns, views.memory.shape[0]);
-    return {views.source.ptr<const X>(),       views.source.stride(0),
-            columns,                           is_A,
-            views.reduced.ptr<const Scalar>(), !is_A,
-            views.offsets.ptr<const int64_t>(), views.weights.ptr<const Scalar>(),
-            views.memory.ptr<Scalar>(),        views.square};
+    return {views.source.ptr<const X>(),
+            views.source.stride(0),
+            columns,
+            is_A,
+            views.reduced.ptr<const Scalar>(),
+            !is_A,
+            views.offsets.ptr<const int64_t>(),
+            views.weights.ptr<const Scalar>(),
+            views.memory.ptr<Scalar>(),
+            views.square};
 }
 
 void lora_forward(const TensorView& x, const TensorView& A, const TensorView& B,
@@ -344,8 +349,7 @@ void lora_shrink(const TensorView& x, const TensorView& A, const TensorView& seg
         check_whole(z, "z", dtype, {lora.tokens, lora.width});
         TokenPass<X, Scalar> pass;
         pass.reduced = z.ptr<Scalar>();
-        read_from(pass, x, factor_of<Scalar>(A, "A", dtype, x.shape[1], lora, rows.shape[0]),
-                  true);
+        read_from(pass, x, factor_of<Scalar>(A, "A", dtype, x.shape[1], lora, rows.shape[0]), true);
         const py::gil_scoped_release release;
         cpu::run_lora<X, Scalar>(lora, &pass, nullptr, 0, std::max(threads, 1));
     });
@@ -380,9 +384,8 @@ void lora_grads(const TensorView& z, const TensorView& x, const TensorView& segm
         using Scalar = decltype(scalar);
         check_matrix(x, "x", x.dtype, lora.tokens, x.shape[1]);
         check_whole(z, "z", dtype, {lora.tokens, lora.width});
-        const LoraGrads<X, Scalar> grads =
-            grads_of<X>({x, z, offsets, "offsets", weights, memory, false}, lora, dtype,
-                        rows.shape[0], true);
+        const LoraGrads<X, Scalar> grads = grads_of<X>(
+            {x, z, offsets, "offsets", weights, memory, false}, lora, dtype, rows.shape[0], true);
         const py::gil_scoped_release release;
         cpu::run_lora<X, Scalar>(lora, nullptr, &grads, 1, std::max(threads, 1));
     });

@@ -9,6 +9,7 @@ import ast
 import inspect
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,6 +139,14 @@ def test_the_core_knows_no_plugin(path: Path) -> None:
     names = {info.name for info in COMPONENTS}
     found = [(line, text) for line, text in compared_texts(tree) if text in names]
     assert found == [], "the core asks for a component by name"
+
+
+def test_the_sources_of_the_core_are_formatted() -> None:
+    """As `make fix` does it."""
+    files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    command = [Path(sys.executable).with_name("clang-format"), "--dry-run", "--Werror", *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # -- files -------------------------------------------------------------------------------------

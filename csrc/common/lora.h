@@ -63,8 +63,8 @@ struct TokenPass {
     bool drops_target = false;
 };
 
-// The gradient of one factor, reducedᵀ source of each segment: `memory + offsets[t, k]` is the row of
-// a slot's gradient; below 0 it is not wanted.
+// The gradient of one factor, reducedᵀ source of each segment: `memory + offsets[t, k]` is the row
+// of a slot's gradient; below 0 it is not wanted.
 template <class X, class Scalar>
 struct LoraGrads {
     const X* source;  // [tokens, columns]

@@ -1,9 +1,9 @@
 // Low-rank adapters by segments of tokens: forward, and backward with a gradient per task.
 //
-// Two register tiles do all the work. `dots` makes products of rows with rows (x with rows of A, dy
-// with rows of B): as many sums as a vector has lanes, reduced together at the end. `outer` adds
-// coefficients times rows (to y, to dx, and to the gradients). Neither needs a packed or transposed
-// copy of a factor, and rank rows are found by table, so those of a task may lie anywhere.
+// Two register tiles do all the work. `dots` (cpu/dots.h) makes products of rows with rows (x with
+// rows of A, dy with rows of B). `outer` adds coefficients times rows (to y, to dx, and to the
+// gradients). Neither needs a packed or transposed copy of a factor, and rank rows are found by
+// table, so those of a task may lie anywhere.
 //
 // Work is cut by tokens where rows of the result are tokens, by columns where they are rank rows:
 // no two threads write to one place, and each sum runs in the same order with any number of
@@ -17,65 +17,16 @@
 
 #include "common/half.h"
 #include "common/philox.h"
-#include "cpu/simd.h"
+#include "cpu/dots.h"
 #include "ops.h"
 
 namespace mtlcore::cpu {
 namespace {
 
-constexpr int64_t kBlock = 16;             // tokens that a thread takes at a time
-constexpr int64_t kGradTokens = 128;       // tokens whose columns are in the L1 cache together
-constexpr int64_t kGradColumns = 64;       // columns that a thread takes at a time
+constexpr int64_t kBlock = 16;        // tokens that a thread takes at a time
+constexpr int64_t kGradTokens = 128;  // tokens whose columns are in the L1 cache together
+constexpr int64_t kGradColumns = 64;  // columns that a thread takes at a time
 static_assert(kGradColumns == kMaskColumns, "one block of columns, one block of the mask");
-
-template <class Scalar, int Bytes>
-struct Tile {
-    using Vector = typename Simd<Scalar, Bytes>::Vector;
-    static constexpr int kLanes = Simd<Scalar, Bytes>::kLanes;
-    // dots: kLeft x kRight = kLanes sums. outer: kRows x kVectors vectors of sums.
-    static constexpr int kRight = kLanes >= 16 ? 4 : 2;
-    static constexpr int kLeft = kLanes / kRight;
-    static constexpr int kRows = 4;
-    static constexpr int kVectors = Bytes >= 64 ? 4 : 2;
-};
-
-template <class Vector, class Scalar>
-MTLCORE_BODY void load(const Scalar* place, Vector& vector) {
-    vector = *reinterpret_cast<const Vector*>(place);
-}
-
-// sums[i * kRight + j] = left[i] . right[j] over `count` columns.
-template <int Bytes, class Scalar>
-MTLCORE_BODY void dots(const Scalar* const* left, const Scalar* const* right, int64_t count,
-                       Scalar* sums) {
-    using T = Tile<Scalar, Bytes>;
-    using Vector = typename T::Vector;
-    Vector lanes[T::kLanes] = {};
-    int64_t column = 0;
-    for (; column + T::kLanes <= count; column += T::kLanes) {
-        Vector b[T::kRight];
-        for (int j = 0; j < T::kRight; ++j) load(right[j] + column, b[j]);
-        for (int i = 0; i < T::kLeft; ++i) {
-            Vector a;
-            load(left[i] + column, a);
-            for (int j = 0; j < T::kRight; ++j) lanes[i * T::kRight + j] += a * b[j];
-        }
-    }
-    if (column < count) {
-        const int64_t rest = count - column;
-        Vector b[T::kRight] = {};
-        for (int j = 0; j < T::kRight; ++j) {
-            for (int64_t lane = 0; lane < rest; ++lane) b[j][lane] = right[j][column + lane];
-        }
-        for (int i = 0; i < T::kLeft; ++i) {
-            Vector a = {};
-            for (int64_t lane = 0; lane < rest; ++lane) a[lane] = left[i][column + lane];
-            for (int j = 0; j < T::kRight; ++j) lanes[i * T::kRight + j] += a * b[j];
-        }
-    }
-    sum_lanes<T::kLanes>(lanes);
-    *reinterpret_cast<Vector*>(sums) = lanes[0];
-}
 
 // products[i * stride + k] = left[i] . right[k], for n left rows and m right rows.
 template <int Bytes, class Scalar>
@@ -236,14 +187,15 @@ struct Item {
     int64_t task, start, count;
 };
 
-inline int64_t blocks_of(int64_t columns) { return (columns + kGradColumns - 1) / kGradColumns; }
+inline int64_t blocks_of(int64_t columns) {
+    return (columns + kGradColumns - 1) / kGradColumns;
+}
 
 inline std::vector<Item> items_of(const Segment* segments, int64_t segment_count) {
     std::vector<Item> items;
     for (int64_t s = 0; s < segment_count; ++s) {
         for (int64_t token = segments[s].start; token < segments[s].stop; token += kBlock) {
-            items.push_back({segments[s].task, token,
-                             std::min(kBlock, segments[s].stop - token)});
+            items.push_back({segments[s].task, token, std::min(kBlock, segments[s].stop - token)});
         }
     }
     return items;
@@ -355,9 +307,10 @@ MTLCORE_BODY void grad_body(const Lora<Scalar>& lora, const LoraGrads<X, Scalar>
                 for (int64_t c = 0; c < count; ++c) copy[c] = widen(row[c]);
                 if (masked) drop(lora.dropout, task, start + i, first, count, copy);
             }
-            outer<Bytes>(grads.coefficients + start * width, 1, width,
-                         [buffer](int64_t i) { return buffer + i * kGradColumns; }, n,
-                         columns.targets.data(), slots, count);
+            outer<Bytes>(
+                grads.coefficients + start * width, 1, width,
+                [buffer](int64_t i) { return buffer + i * kGradColumns; }, n,
+                columns.targets.data(), slots, count);
         }
         for (int64_t k = 0; k < slots; ++k) {
             if (places[k] < 0) continue;
@@ -377,24 +330,24 @@ MTLCORE_BODY void grad_body(const Lora<Scalar>& lora, const LoraGrads<X, Scalar>
 }
 
 // Each body once for every instruction set.
-#define MTLCORE_FOR_EACH_TARGET(name, params, arguments)                                \
-    template <class X, class Scalar>                                                    \
-    void name##_plain params {                                                          \
-        name##_body<16> arguments;                                                      \
-    }                                                                                   \
-    template <class X, class Scalar>                                                    \
-    MTLCORE_AVX2 void name##_avx2 params {                                              \
-        name##_body<32> arguments;                                                      \
-    }                                                                                   \
-    template <class X, class Scalar>                                                    \
-    MTLCORE_AVX512 void name##_avx512 params {                                          \
-        name##_body<64> arguments;                                                      \
-    }                                                                                   \
-    template <class X, class Scalar>                                                    \
-    auto name##_kernel() {                                                              \
-        return has_avx512() ? name##_avx512<X, Scalar>                                  \
-               : has_avx2() ? name##_avx2<X, Scalar>                                    \
-                            : name##_plain<X, Scalar>;                                  \
+#define MTLCORE_FOR_EACH_TARGET(name, params, arguments) \
+    template <class X, class Scalar>                     \
+    void name##_plain params {                           \
+        name##_body<16> arguments;                       \
+    }                                                    \
+    template <class X, class Scalar>                     \
+    MTLCORE_AVX2 void name##_avx2 params {               \
+        name##_body<32> arguments;                       \
+    }                                                    \
+    template <class X, class Scalar>                     \
+    MTLCORE_AVX512 void name##_avx512 params {           \
+        name##_body<64> arguments;                       \
+    }                                                    \
+    template <class X, class Scalar>                     \
+    auto name##_kernel() {                               \
+        return has_avx512() ? name##_avx512<X, Scalar>   \
+               : has_avx2() ? name##_avx2<X, Scalar>     \
+                            : name##_plain<X, Scalar>;   \
     }
 
 MTLCORE_FOR_EACH_TARGET(tokens,
@@ -402,8 +355,8 @@ MTLCORE_FOR_EACH_TARGET(tokens,
                          const Item& item, Block<Scalar>& block),
                         (lora, pass, item, block))
 MTLCORE_FOR_EACH_TARGET(grad,
-                        (const Lora<Scalar>& lora, const LoraGrads<X, Scalar>& grads,
-                         int64_t first, int64_t count, Columns<Scalar>& columns),
+                        (const Lora<Scalar>& lora, const LoraGrads<X, Scalar>& grads, int64_t first,
+                         int64_t count, Columns<Scalar>& columns),
                         (lora, grads, first, count, columns))
 
 }  // namespace
@@ -435,7 +388,7 @@ void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
     }
 }
 
-#define MTLCORE_INSTANTIATE(X, Scalar)                                                   \
+#define MTLCORE_INSTANTIATE(X, Scalar)                                       \
     template void run_lora(const Lora<Scalar>&, const TokenPass<X, Scalar>*, \
                            const LoraGrads<X, Scalar>*, int64_t, int);
 MTLCORE_INSTANTIATE(float, float)
