@@ -107,14 +107,11 @@ void combine(const TensorView& J, const TensorView& w, const TensorView& out, in
     });
 }
 
-// The table of a batch and its slots, the factors, and the dropout; without dropout its tensors are
-// empty.
+// The table of a batch and its slots, and the dropout; without dropout its tensors are empty.
 struct LoraViews {
     const TensorView& segments;
     const TensorView& rows;
     const TensorView& scales;
-    const TensorView& A;
-    const TensorView& B;
     const TensorView& shares;
     const TensorView& keys;
     const TensorView& positions;
@@ -149,13 +146,6 @@ Lora<Scalar> lora_of(const LoraViews& views, Dtype dtype, int64_t tokens) {
     const int64_t width = views.rows.shape[1];
     check_whole(views.rows, "rows", Dtype::kInt32, {tasks, width});
     check_whole(views.scales, "scales", dtype, {tasks, width});
-    check_rank(views.A, "A", 2);
-    check_rank(views.B, "B", 2);
-    const int64_t ranks = views.A.shape[0];
-    const int64_t in = views.A.shape[1];
-    const int64_t out = views.B.shape[1];
-    check_whole(views.A, "A", dtype, {ranks, in});
-    check_whole(views.B, "B", dtype, {ranks, out});
     check_rank(views.segments, "segments", 2);
     const int64_t count = views.segments.shape[0];
     check_whole(views.segments, "segments", Dtype::kInt64, {count, 3});
@@ -171,12 +161,6 @@ Lora<Scalar> lora_of(const LoraViews& views, Dtype dtype, int64_t tokens) {
         }
     }
     const auto* rows = views.rows.ptr<const int32_t>();
-    for (int64_t i = 0; i < tasks * width; ++i) {
-        if (rows[i] >= ranks) {
-            throw std::invalid_argument("rows holds " + std::to_string(rows[i]) + ", but A has " +
-                                        std::to_string(ranks) + " rows");
-        }
-    }
     Dropout dropout{};
     if (views.shares.ndim == 1 && views.shares.shape[0] > 0) {
         check_whole(views.shares, "shares", Dtype::kFloat64, {tasks});
@@ -185,8 +169,23 @@ Lora<Scalar> lora_of(const LoraViews& views, Dtype dtype, int64_t tokens) {
         dropout = {views.shares.ptr<const double>(), views.keys.ptr<const int64_t>(),
                    views.positions.ptr<const int32_t>(), views.layer, true};
     }
-    return {segments, count, rows, views.scales.ptr<const Scalar>(), width,
-            views.A.ptr<const Scalar>(), views.B.ptr<const Scalar>(), in, out, tokens, dropout};
+    return {segments, count, rows, views.scales.ptr<const Scalar>(), width, tokens, dropout};
+}
+
+// A factor [R, columns] that has all rows of the slots.
+template <class Scalar>
+const Scalar* factor_of(const TensorView& view, const char* name, Dtype dtype, int64_t columns,
+                        const Lora<Scalar>& lora, int64_t tasks) {
+    check_rank(view, name, 2);
+    const int64_t ranks = view.shape[0];
+    check_whole(view, name, dtype, {ranks, columns});
+    for (int64_t i = 0; i < tasks * lora.width; ++i) {
+        if (lora.rows[i] >= ranks) {
+            throw std::invalid_argument("rows holds " + std::to_string(lora.rows[i]) + ", but " +
+                                        name + " has " + std::to_string(ranks) + " rows");
+        }
+    }
+    return view.ptr<const Scalar>();
 }
 
 // Run the body with X = the dtype of x, Scalar = that of the factors, and the latter's name.
@@ -207,32 +206,33 @@ void for_storage(const TensorView& x, Body body) {
     }
 }
 
-// body(an element of x, the checked arguments, a scalar of the factors, its dtype).
+// body(an element of x, the checked table, a scalar of the factors, its dtype); `x` is any tensor
+// of tokens.
 template <class Body>
 void with_lora(const TensorView& x, const LoraViews& views, Body body) {
     check_rank(x, "x", 2);
     for_storage(x, [&](auto storage, auto scalar, Dtype dtype) {
-        const auto lora = lora_of<decltype(scalar)>(views, dtype, x.shape[0]);
-        check_matrix(x, "x", x.dtype, lora.tokens, lora.in);
-        body(storage, lora, scalar, dtype);
+        body(storage, lora_of<decltype(scalar)>(views, dtype, x.shape[0]), scalar, dtype);
     });
 }
 
-void lora_forward(const TensorView& x, const TensorView& A, const TensorView& B,
-                  const TensorView& segments, const TensorView& rows, const TensorView& scales,
-                  const TensorView& shares, const TensorView& keys, const TensorView& positions,
-                  uint64_t layer, const TensorView& y, const TensorView& z, int threads) {
-    const LoraViews views{segments, rows, scales, A, B, shares, keys, positions, layer};
-    with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
-        using X = decltype(storage);
-        using Scalar = decltype(scalar);
-        const int64_t tokens = lora.tokens;
-        check_matrix(y, "y", x.dtype, tokens, lora.out);
-        check_whole(z, "z", dtype, {tokens, lora.width});
-        const py::gil_scoped_release release;
-        cpu::lora_forward(lora, x.ptr<const X>(), x.stride(0), y.ptr<X>(), y.stride(0),
-                          z.ptr<Scalar>(), std::max(threads, 1));
-    });
+template <class X, class Scalar>
+void read_from(TokenPass<X, Scalar>& pass, const TensorView& source, const Scalar* down,
+               bool drops) {
+    pass.source = source.ptr<const X>();
+    pass.source_stride = source.stride(0);
+    pass.source_columns = source.shape[1];
+    pass.down = down;
+    pass.drops_source = drops;
+}
+
+template <class X, class Scalar>
+void write_to(TokenPass<X, Scalar>& pass, const TensorView& target, const Scalar* up, bool drops) {
+    pass.target = target.ptr<X>();
+    pass.target_stride = target.stride(0);
+    pass.target_columns = target.shape[1];
+    pass.up = up;
+    pass.drops_target = drops;
 }
 
 // Each row of a gradient lies in the memory; below 0 it is not wanted.
@@ -246,6 +246,61 @@ void check_offsets(const TensorView& offsets, const char* name, int64_t columns,
     }
 }
 
+// Where the gradients of one factor go.
+struct GradViews {
+    const TensorView& source;
+    const TensorView& reduced;
+    const TensorView& offsets;
+    const char* offsets_name;
+    const TensorView& weights;
+    const TensorView& memory;
+    bool square;
+};
+
+template <class X, class Scalar>
+LoraGrads<X, Scalar> grads_of(const GradViews& views, const Lora<Scalar>& lora, Dtype dtype,
+                              int64_t tasks, bool is_A) {
+    const int64_t columns = views.source.shape[1];
+    check_whole(views.offsets, views.offsets_name, Dtype::kInt64, {tasks, lora.width});
+    check_whole(views.weights, "weights", dtype, {tasks, lora.width});
+    check_rank(views.memory, "memory", 1);
+    check_whole(views.memory, "memory", dtype, {views.memory.shape[0]});
+    check_offsets(views.offsets, views.offsets_name, columns, views.memory.shape[0]);
+    return {views.source.ptr<const X>(),
+            views.source.stride(0),
+            columns,
+            is_A,
+            views.reduced.ptr<const Scalar>(),
+            !is_A,
+            views.offsets.ptr<const int64_t>(),
+            views.weights.ptr<const Scalar>(),
+            views.memory.ptr<Scalar>(),
+            views.square};
+}
+
+void lora_forward(const TensorView& x, const TensorView& A, const TensorView& B,
+                  const TensorView& segments, const TensorView& rows, const TensorView& scales,
+                  const TensorView& shares, const TensorView& keys, const TensorView& positions,
+                  uint64_t layer, const TensorView& y, const TensorView& z, int threads) {
+    const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
+    with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
+        using X = decltype(storage);
+        using Scalar = decltype(scalar);
+        const int64_t tasks = rows.shape[0];
+        check_matrix(x, "x", x.dtype, lora.tokens, x.shape[1]);
+        check_rank(y, "y", 2);
+        check_matrix(y, "y", x.dtype, lora.tokens, y.shape[1]);
+        check_whole(z, "z", dtype, {lora.tokens, lora.width});
+        TokenPass<X, Scalar> pass;
+        pass.reduced = z.ptr<Scalar>();
+        pass.scaling = Scaling::kOnUse;
+        read_from(pass, x, factor_of<Scalar>(A, "A", dtype, x.shape[1], lora, tasks), true);
+        write_to(pass, y, factor_of<Scalar>(B, "B", dtype, y.shape[1], lora, tasks), false);
+        const py::gil_scoped_release release;
+        cpu::run_lora<X, Scalar>(lora, &pass, nullptr, 0, std::max(threads, 1));
+    });
+}
+
 void lora_backward(const TensorView& dy, const TensorView& x, const TensorView& z,
                    const TensorView& A, const TensorView& B, const TensorView& segments,
                    const TensorView& rows, const TensorView& scales, const TensorView& shares,
@@ -253,31 +308,86 @@ void lora_backward(const TensorView& dy, const TensorView& x, const TensorView& 
                    const TensorView& a_offsets, const TensorView& b_offsets,
                    const TensorView& weights, bool square, const TensorView& dx,
                    const TensorView& dz, const TensorView& memory, int threads) {
-    const LoraViews views{segments, rows, scales, A, B, shares, keys, positions, layer};
+    const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
     with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
         using X = decltype(storage);
         using Scalar = decltype(scalar);
-        const int64_t tokens = lora.tokens;
         const int64_t tasks = rows.shape[0];
-        check_matrix(dy, "dy", x.dtype, tokens, lora.out);
-        check_whole(z, "z", dtype, {tokens, lora.width});
-        check_whole(dz, "dz", dtype, {tokens, lora.width});
-        check_whole(a_offsets, "a_offsets", Dtype::kInt64, {tasks, lora.width});
-        check_whole(b_offsets, "b_offsets", Dtype::kInt64, {tasks, lora.width});
-        check_whole(weights, "weights", dtype, {tasks, lora.width});
-        check_rank(memory, "memory", 1);
-        check_whole(memory, "memory", dtype, {memory.shape[0]});
-        check_offsets(a_offsets, "a_offsets", lora.in, memory.shape[0]);
-        check_offsets(b_offsets, "b_offsets", lora.out, memory.shape[0]);
-        const bool wants_dx = dx.ndim == 2;
-        if (wants_dx) check_matrix(dx, "dx", x.dtype, tokens, lora.in);
+        check_rank(dy, "dy", 2);
+        check_matrix(dy, "dy", x.dtype, lora.tokens, dy.shape[1]);
+        check_matrix(x, "x", x.dtype, lora.tokens, x.shape[1]);
+        check_whole(z, "z", dtype, {lora.tokens, lora.width});
+        check_whole(dz, "dz", dtype, {lora.tokens, lora.width});
+        TokenPass<X, Scalar> pass;
+        pass.reduced = dz.ptr<Scalar>();
+        pass.scaling = Scaling::kStored;
+        read_from(pass, dy, factor_of<Scalar>(B, "B", dtype, dy.shape[1], lora, tasks), false);
+        const auto* down = factor_of<Scalar>(A, "A", dtype, x.shape[1], lora, tasks);
+        if (dx.ndim == 2) {
+            check_matrix(dx, "dx", x.dtype, lora.tokens, x.shape[1]);
+            write_to(pass, dx, down, true);
+        }
+        const LoraGrads<X, Scalar> grads[] = {
+            grads_of<X>({x, dz, a_offsets, "a_offsets", weights, memory, square}, lora, dtype,
+                        tasks, true),
+            grads_of<X>({dy, z, b_offsets, "b_offsets", weights, memory, square}, lora, dtype,
+                        tasks, false)};
         const py::gil_scoped_release release;
-        const LoraGrads<Scalar> grads{memory.ptr<Scalar>(), a_offsets.ptr<const int64_t>(),
-                                      b_offsets.ptr<const int64_t>(), weights.ptr<const Scalar>(),
-                                      square};
-        cpu::lora_backward(lora, grads, dy.ptr<const X>(), dy.stride(0), x.ptr<const X>(),
-                           x.stride(0), z.ptr<const Scalar>(), wants_dx ? dx.ptr<X>() : nullptr,
-                           wants_dx ? dx.stride(0) : 0, dz.ptr<Scalar>(), std::max(threads, 1));
+        cpu::run_lora<X, Scalar>(lora, &pass, grads, 2, std::max(threads, 1));
+    });
+}
+
+void lora_shrink(const TensorView& x, const TensorView& A, const TensorView& segments,
+                 const TensorView& rows, const TensorView& scales, const TensorView& shares,
+                 const TensorView& keys, const TensorView& positions, uint64_t layer,
+                 const TensorView& z, int threads) {
+    const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
+    with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
+        using X = decltype(storage);
+        using Scalar = decltype(scalar);
+        check_matrix(x, "x", x.dtype, lora.tokens, x.shape[1]);
+        check_whole(z, "z", dtype, {lora.tokens, lora.width});
+        TokenPass<X, Scalar> pass;
+        pass.reduced = z.ptr<Scalar>();
+        read_from(pass, x, factor_of<Scalar>(A, "A", dtype, x.shape[1], lora, rows.shape[0]), true);
+        const py::gil_scoped_release release;
+        cpu::run_lora<X, Scalar>(lora, &pass, nullptr, 0, std::max(threads, 1));
+    });
+}
+
+void lora_expand(const TensorView& z, const TensorView& B, const TensorView& segments,
+                 const TensorView& rows, const TensorView& scales, const TensorView& shares,
+                 const TensorView& keys, const TensorView& positions, uint64_t layer,
+                 const TensorView& y, int threads) {
+    const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
+    with_lora(y, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
+        using X = decltype(storage);
+        using Scalar = decltype(scalar);
+        check_matrix(y, "y", y.dtype, lora.tokens, y.shape[1]);
+        check_whole(z, "z", dtype, {lora.tokens, lora.width});
+        TokenPass<X, Scalar> pass;
+        pass.reduced = z.ptr<Scalar>();
+        write_to(pass, y, factor_of<Scalar>(B, "B", dtype, y.shape[1], lora, rows.shape[0]), true);
+        const py::gil_scoped_release release;
+        cpu::run_lora<X, Scalar>(lora, &pass, nullptr, 0, std::max(threads, 1));
+    });
+}
+
+void lora_grads(const TensorView& z, const TensorView& x, const TensorView& segments,
+                const TensorView& rows, const TensorView& scales, const TensorView& shares,
+                const TensorView& keys, const TensorView& positions, uint64_t layer,
+                const TensorView& offsets, const TensorView& weights, const TensorView& memory,
+                int threads) {
+    const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
+    with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
+        using X = decltype(storage);
+        using Scalar = decltype(scalar);
+        check_matrix(x, "x", x.dtype, lora.tokens, x.shape[1]);
+        check_whole(z, "z", dtype, {lora.tokens, lora.width});
+        const LoraGrads<X, Scalar> grads = grads_of<X>(
+            {x, z, offsets, "offsets", weights, memory, false}, lora, dtype, rows.shape[0], true);
+        const py::gil_scoped_release release;
+        cpu::run_lora<X, Scalar>(lora, nullptr, &grads, 1, std::max(threads, 1));
     });
 }
 
@@ -309,4 +419,14 @@ PYBIND11_MODULE(_core, m) {
           py::arg("shares"), py::arg("keys"), py::arg("positions"), py::arg("layer"),
           py::arg("a_offsets"), py::arg("b_offsets"), py::arg("weights"), py::arg("square"),
           py::arg("dx"), py::arg("dz"), py::arg("memory"), py::arg("threads"));
+    m.def("lora_shrink", &mtlcore::lora_shrink, py::arg("x"), py::arg("A"), py::arg("segments"),
+          py::arg("rows"), py::arg("scales"), py::arg("shares"), py::arg("keys"),
+          py::arg("positions"), py::arg("layer"), py::arg("z"), py::arg("threads"));
+    m.def("lora_expand", &mtlcore::lora_expand, py::arg("z"), py::arg("B"), py::arg("segments"),
+          py::arg("rows"), py::arg("scales"), py::arg("shares"), py::arg("keys"),
+          py::arg("positions"), py::arg("layer"), py::arg("y"), py::arg("threads"));
+    m.def("lora_grads", &mtlcore::lora_grads, py::arg("z"), py::arg("x"), py::arg("segments"),
+          py::arg("rows"), py::arg("scales"), py::arg("shares"), py::arg("keys"),
+          py::arg("positions"), py::arg("layer"), py::arg("offsets"), py::arg("weights"),
+          py::arg("memory"), py::arg("threads"));
 }

@@ -19,17 +19,11 @@ template <class Scalar>
 void combine(const Scalar* J, const Scalar* w, int64_t tasks, int64_t columns, int64_t stride,
              Scalar* out, int threads);
 
-// z [tokens, width] = x Aᵀ by slots, y [tokens, out] += (z * scale) B. X is float, double, or a
-// 16-bit type with Scalar = float.
+// A pass over the tokens (unless null), then gradients that may read what it reduced. X is float,
+// double, or a 16-bit type with Scalar = float.
 template <class X, class Scalar>
-void lora_forward(const Lora<Scalar>& lora, const X* x, int64_t x_stride, X* y, int64_t y_stride,
-                  Scalar* z, int threads);
-
-// dz [tokens, width] = (dy Bᵀ) * scale, dx += dz A (unless null), and the gradients of A and B.
-template <class X, class Scalar>
-void lora_backward(const Lora<Scalar>& lora, const LoraGrads<Scalar>& grads, const X* dy,
-                   int64_t dy_stride, const X* x, int64_t x_stride, const Scalar* z, X* dx,
-                   int64_t dx_stride, Scalar* dz, int threads);
+void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
+              const LoraGrads<X, Scalar>* grads, int64_t grad_count, int threads);
 
 }  // namespace mtlcore::cpu
 

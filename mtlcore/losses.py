@@ -124,6 +124,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if share is not None:
                 slope -= share / len(weight)
             grad[part] = slope.to(weight.dtype) @ weight
+            del logs, slope  # or the next piece is made beside them
         ctx.save_for_backward(grad)
         return losses
 

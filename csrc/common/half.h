@@ -27,9 +27,15 @@ inline uint32_t bits_of(float value) {
     return bits;
 }
 
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(Bfloat16 value) { return float_from_bits(uint32_t{value.bits} << 16); }
+inline float widen(float value) {
+    return value;
+}
+inline double widen(double value) {
+    return value;
+}
+inline float widen(Bfloat16 value) {
+    return float_from_bits(uint32_t{value.bits} << 16);
+}
 
 inline float widen(Float16 value) {
     const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;
@@ -41,8 +47,12 @@ inline float widen(Float16 value) {
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
-inline void narrow(float value, float& out) { out = value; }
-inline void narrow(double value, double& out) { out = value; }
+inline void narrow(float value, float& out) {
+    out = value;
+}
+inline void narrow(double value, double& out) {
+    out = value;
+}
 
 inline void narrow(float value, Bfloat16& out) {
     const uint32_t bits = bits_of(value);

@@ -1,9 +1,9 @@
 // Low-rank adapters by segments of tokens: forward, and backward with a gradient per task.
 //
-// Two register tiles do all the work. `dots` makes products of rows with rows (x with rows of A, dy
-// with rows of B): as many sums as a vector has lanes, reduced together at the end. `outer` adds
-// coefficients times rows (to y, to dx, and to the gradients). Neither needs a packed or transposed
-// copy of a factor, and rank rows are found by table, so those of a task may lie anywhere.
+// Two register tiles do all the work. `dots` (cpu/dots.h) makes products of rows with rows (x with
+// rows of A, dy with rows of B). `outer` adds coefficients times rows (to y, to dx, and to the
+// gradients). Neither needs a packed or transposed copy of a factor, and rank rows are found by
+// table, so those of a task may lie anywhere.
 //
 // Work is cut by tokens where rows of the result are tokens, by columns where they are rank rows:
 // no two threads write to one place, and each sum runs in the same order with any number of
@@ -17,65 +17,16 @@
 
 #include "common/half.h"
 #include "common/philox.h"
-#include "cpu/simd.h"
+#include "cpu/dots.h"
 #include "ops.h"
 
 namespace mtlcore::cpu {
 namespace {
 
-constexpr int64_t kBlock = 16;             // tokens that a thread takes at a time
-constexpr int64_t kGradTokens = 128;       // tokens whose columns are in the L1 cache together
-constexpr int64_t kGradColumns = 64;       // columns that a thread takes at a time
+constexpr int64_t kBlock = 16;        // tokens that a thread takes at a time
+constexpr int64_t kGradTokens = 128;  // tokens whose columns are in the L1 cache together
+constexpr int64_t kGradColumns = 64;  // columns that a thread takes at a time
 static_assert(kGradColumns == kMaskColumns, "one block of columns, one block of the mask");
-
-template <class Scalar, int Bytes>
-struct Tile {
-    using Vector = typename Simd<Scalar, Bytes>::Vector;
-    static constexpr int kLanes = Simd<Scalar, Bytes>::kLanes;
-    // dots: kLeft x kRight = kLanes sums. outer: kRows x kVectors vectors of sums.
-    static constexpr int kRight = kLanes >= 16 ? 4 : 2;
-    static constexpr int kLeft = kLanes / kRight;
-    static constexpr int kRows = 4;
-    static constexpr int kVectors = Bytes >= 64 ? 4 : 2;
-};
-
-template <class Vector, class Scalar>
-MTLCORE_BODY void load(const Scalar* place, Vector& vector) {
-    vector = *reinterpret_cast<const Vector*>(place);
-}
-
-// sums[i * kRight + j] = left[i] . right[j] over `count` columns.
-template <int Bytes, class Scalar>
-MTLCORE_BODY void dots(const Scalar* const* left, const Scalar* const* right, int64_t count,
-                       Scalar* sums) {
-    using T = Tile<Scalar, Bytes>;
-    using Vector = typename T::Vector;
-    Vector lanes[T::kLanes] = {};
-    int64_t column = 0;
-    for (; column + T::kLanes <= count; column += T::kLanes) {
-        Vector b[T::kRight];
-        for (int j = 0; j < T::kRight; ++j) load(right[j] + column, b[j]);
-        for (int i = 0; i < T::kLeft; ++i) {
-            Vector a;
-            load(left[i] + column, a);
-            for (int j = 0; j < T::kRight; ++j) lanes[i * T::kRight + j] += a * b[j];
-        }
-    }
-    if (column < count) {
-        const int64_t rest = count - column;
-        Vector b[T::kRight] = {};
-        for (int j = 0; j < T::kRight; ++j) {
-            for (int64_t lane = 0; lane < rest; ++lane) b[j][lane] = right[j][column + lane];
-        }
-        for (int i = 0; i < T::kLeft; ++i) {
-            Vector a = {};
-            for (int64_t lane = 0; lane < rest; ++lane) a[lane] = left[i][column + lane];
-            for (int j = 0; j < T::kRight; ++j) lanes[i * T::kRight + j] += a * b[j];
-        }
-    }
-    sum_lanes<T::kLanes>(lanes);
-    *reinterpret_cast<Vector*>(sums) = lanes[0];
-}
 
 // products[i * stride + k] = left[i] . right[k], for n left rows and m right rows.
 template <int Bytes, class Scalar>
@@ -201,10 +152,13 @@ struct Block {
     std::vector<const Scalar*> factor_rows;
     const Scalar* rows[kBlock];
 
-    Block(const Lora<Scalar>& lora)
-        : staged(kBlock * std::max(lora.in, lora.out)),
-          coefficients(kBlock * lora.width),
-          factor_rows(lora.width) {}
+    template <class X>
+    Block(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass) {
+        if (pass == nullptr) return;
+        staged.resize(kBlock * std::max(pass->source_columns, pass->target_columns));
+        coefficients.resize(kBlock * lora.width);
+        factor_rows.resize(lora.width);
+    }
 
     // `rows` of the tokens [start, start + n) of `source`.
     template <class X>
@@ -233,89 +187,86 @@ struct Item {
     int64_t task, start, count;
 };
 
+inline int64_t blocks_of(int64_t columns) {
+    return (columns + kGradColumns - 1) / kGradColumns;
+}
+
 inline std::vector<Item> items_of(const Segment* segments, int64_t segment_count) {
     std::vector<Item> items;
     for (int64_t s = 0; s < segment_count; ++s) {
         for (int64_t token = segments[s].start; token < segments[s].stop; token += kBlock) {
-            items.push_back({segments[s].task, token,
-                             std::min(kBlock, segments[s].stop - token)});
+            items.push_back({segments[s].task, token, std::min(kBlock, segments[s].stop - token)});
         }
     }
     return items;
 }
 
-// z = x Aᵀ and y += (z * scale) B, for the tokens of one item.
-template <int Bytes, class X, class Scalar>
-MTLCORE_BODY void forward_body(const Lora<Scalar>& lora, const Item& item, const X* x,
-                               int64_t x_stride, X* y, int64_t y_stride, Scalar* z,
-                               Block<Scalar>& block) {
-    const auto [task, start, n] = item;
-    const int64_t width = lora.width;
-    const int64_t slots = lora.slots(task);
-    Scalar* reduced = z + start * width;
-    std::fill_n(reduced, n * width, Scalar(0));
-    if (slots == 0) return;
-    block.take(x, x_stride, lora.in, start, n);
-    if (drops(lora, task)) {
-        for (int64_t i = 0; i < n; ++i) {
-            Scalar* copy = block.staged.data() + i * lora.in;
-            if (block.rows[i] != copy) std::copy_n(block.rows[i], lora.in, copy);
-            drop(lora.dropout, task, start + i, 0, lora.in, copy);
-            block.rows[i] = copy;
-        }
+// Copies of a block's rows, unless they are copies already, times their masks.
+template <class Scalar>
+MTLCORE_BODY void drop_rows(const Lora<Scalar>& lora, const Item& item, int64_t columns,
+                            Block<Scalar>& block) {
+    for (int64_t i = 0; i < item.count; ++i) {
+        Scalar* copy = block.staged.data() + i * columns;
+        if (block.rows[i] != copy) std::copy_n(block.rows[i], columns, copy);
+        drop(lora.dropout, item.task, item.start + i, 0, columns, copy);
+        block.rows[i] = copy;
     }
-    block.point(lora, lora.A, lora.in, task, slots);
-    all_dots<Bytes>(block.rows, n, block.factor_rows.data(), slots, lora.in, reduced, width);
-    const Scalar* scales = lora.scales + task * width;
-    for (int64_t i = 0; i < n; ++i) {
-        for (int64_t k = 0; k < slots; ++k) {
-            block.coefficients[i * width + k] = reduced[i * width + k] * scales[k];
-        }
-    }
-    block.point(lora, lora.B, lora.out, task, slots);
-    const Scalar* const* rows = block.factor_rows.data();
-    X* targets[kBlock];
-    for (int64_t i = 0; i < n; ++i) targets[i] = y + (start + i) * y_stride;
-    outer<Bytes>(block.coefficients.data(), width, 1, [rows](int64_t k) { return rows[k]; }, slots,
-                 targets, n, lora.out);
 }
 
-// dz = (dy Bᵀ) * scale and dx += mask * (dz A), for the tokens of one item.
+// reduced = source downᵀ and target += coefficients up, for the tokens of one item; see TokenPass.
 template <int Bytes, class X, class Scalar>
-MTLCORE_BODY void backward_body(const Lora<Scalar>& lora, const Item& item, const X* dy,
-                                int64_t dy_stride, X* dx, int64_t dx_stride, Scalar* dz,
-                                Block<Scalar>& block) {
+MTLCORE_BODY void tokens_body(const Lora<Scalar>& lora, const TokenPass<X, Scalar>& pass,
+                              const Item& item, Block<Scalar>& block) {
     const auto [task, start, n] = item;
     const int64_t width = lora.width;
     const int64_t slots = lora.slots(task);
-    Scalar* reduced = dz + start * width;
-    std::fill_n(reduced, n * width, Scalar(0));
-    if (slots == 0) return;
-    block.take(dy, dy_stride, lora.out, start, n);
-    block.point(lora, lora.B, lora.out, task, slots);
-    all_dots<Bytes>(block.rows, n, block.factor_rows.data(), slots, lora.out, reduced, width);
+    Scalar* reduced = pass.reduced + start * width;
     const Scalar* scales = lora.scales + task * width;
-    for (int64_t i = 0; i < n; ++i) {
-        for (int64_t k = 0; k < slots; ++k) reduced[i * width + k] *= scales[k];
+    if (pass.source != nullptr) {
+        std::fill_n(reduced, n * width, Scalar(0));
+        if (slots == 0) return;
+        block.take(pass.source, pass.source_stride, pass.source_columns, start, n);
+        if (pass.drops_source && drops(lora, task)) {
+            drop_rows(lora, item, pass.source_columns, block);
+        }
+        block.point(lora, pass.down, pass.source_columns, task, slots);
+        all_dots<Bytes>(block.rows, n, block.factor_rows.data(), slots, pass.source_columns,
+                        reduced, width);
+        if (pass.scaling == Scaling::kStored) {
+            for (int64_t i = 0; i < n; ++i) {
+                for (int64_t k = 0; k < slots; ++k) reduced[i * width + k] *= scales[k];
+            }
+        }
     }
-    if (dx == nullptr) return;
-    block.point(lora, lora.A, lora.in, task, slots);
+    if (pass.target == nullptr || slots == 0) return;
+    const Scalar* coefficients = reduced;
+    if (pass.scaling == Scaling::kOnUse) {
+        Scalar* scaled = block.coefficients.data();
+        for (int64_t i = 0; i < n; ++i) {
+            for (int64_t k = 0; k < slots; ++k) {
+                scaled[i * width + k] = reduced[i * width + k] * scales[k];
+            }
+        }
+        coefficients = scaled;
+    }
+    const int64_t columns = pass.target_columns;
+    block.point(lora, pass.up, columns, task, slots);
     const Scalar* const* factor_rows = block.factor_rows.data();
     const auto rows = [factor_rows](int64_t k) { return factor_rows[k]; };
-    if (!drops(lora, task)) {
+    if (!(pass.drops_target && drops(lora, task))) {
         X* targets[kBlock];
-        for (int64_t i = 0; i < n; ++i) targets[i] = dx + (start + i) * dx_stride;
-        outer<Bytes>(reduced, width, 1, rows, slots, targets, n, lora.in);
+        for (int64_t i = 0; i < n; ++i) targets[i] = pass.target + (start + i) * pass.target_stride;
+        outer<Bytes>(coefficients, width, 1, rows, slots, targets, n, columns);
         return;
     }
     Scalar* targets[kBlock];
-    std::fill_n(block.staged.data(), n * lora.in, Scalar(0));
-    for (int64_t i = 0; i < n; ++i) targets[i] = block.staged.data() + i * lora.in;
-    outer<Bytes>(reduced, width, 1, rows, slots, targets, n, lora.in);
+    std::fill_n(block.staged.data(), n * columns, Scalar(0));
+    for (int64_t i = 0; i < n; ++i) targets[i] = block.staged.data() + i * columns;
+    outer<Bytes>(coefficients, width, 1, rows, slots, targets, n, columns);
     for (int64_t i = 0; i < n; ++i) {
-        drop(lora.dropout, task, start + i, 0, lora.in, targets[i]);
-        X* out = dx + (start + i) * dx_stride;
-        for (int64_t c = 0; c < lora.in; ++c) narrow(widen(out[c]) + targets[i][c], out[c]);
+        drop(lora.dropout, task, start + i, 0, columns, targets[i]);
+        X* out = pass.target + (start + i) * pass.target_stride;
+        for (int64_t c = 0; c < columns; ++c) narrow(widen(out[c]) + targets[i][c], out[c]);
     }
 }
 
@@ -332,40 +283,39 @@ struct Columns {
     }
 };
 
-// The gradients of one factor in the columns [first, first + count), of all segments:
-// coefficientsᵀ source of each, times what its slot asks for.
+// A factor's gradients in the columns [first, first + count), of all segments: coefficientsᵀ source
+// of each, times what its slot asks for.
 template <int Bytes, class X, class Scalar>
-MTLCORE_BODY void grad_body(const Lora<Scalar>& lora, const LoraGrads<Scalar>& grads, bool of_A,
-                            const X* source, int64_t stride, const Scalar* coefficients,
+MTLCORE_BODY void grad_body(const Lora<Scalar>& lora, const LoraGrads<X, Scalar>& grads,
                             int64_t first, int64_t count, Columns<Scalar>& columns) {
     const int64_t width = lora.width;
-    const int64_t* offsets = of_A ? grads.a_offsets : grads.b_offsets;
     Scalar* const buffer = columns.source.data();
     for (int64_t s = 0; s < lora.segment_count; ++s) {
         const Segment segment = lora.segments[s];
         const int64_t task = segment.task;
         const int64_t slots = lora.slots(task);
         if (segment.start >= segment.stop || slots == 0) continue;
-        const int64_t* places = offsets + task * width;
+        const int64_t* places = grads.offsets + task * width;
         if (std::all_of(places, places + slots, [](int64_t place) { return place < 0; })) continue;
-        const bool masked = of_A && drops(lora, task);
+        const bool masked = grads.drops_source && drops(lora, task);
         std::fill_n(columns.sums.data(), slots * kGradColumns, Scalar(0));
         for (int64_t start = segment.start; start < segment.stop; start += kGradTokens) {
             const int64_t n = std::min(kGradTokens, segment.stop - start);
             for (int64_t i = 0; i < n; ++i) {
-                const X* row = source + (start + i) * stride + first;
+                const X* row = grads.source + (start + i) * grads.stride + first;
                 Scalar* copy = buffer + i * kGradColumns;
                 for (int64_t c = 0; c < count; ++c) copy[c] = widen(row[c]);
                 if (masked) drop(lora.dropout, task, start + i, first, count, copy);
             }
-            outer<Bytes>(coefficients + start * width, 1, width,
-                         [buffer](int64_t i) { return buffer + i * kGradColumns; }, n,
-                         columns.targets.data(), slots, count);
+            outer<Bytes>(
+                grads.coefficients + start * width, 1, width,
+                [buffer](int64_t i) { return buffer + i * kGradColumns; }, n,
+                columns.targets.data(), slots, count);
         }
         for (int64_t k = 0; k < slots; ++k) {
             if (places[k] < 0) continue;
             Scalar factor = grads.weights[task * width + k];
-            if (!of_A) factor *= lora.scales[task * width + k];
+            if (grads.scaled) factor *= lora.scales[task * width + k];
             Scalar* out = grads.memory + places[k] + first;
             const Scalar* sums = columns.targets[k];
             if (grads.square) {
@@ -380,92 +330,67 @@ MTLCORE_BODY void grad_body(const Lora<Scalar>& lora, const LoraGrads<Scalar>& g
 }
 
 // Each body once for every instruction set.
-#define MTLCORE_FOR_EACH_TARGET(name, params, arguments)                                \
-    template <class X, class Scalar>                                                    \
-    void name##_plain params {                                                          \
-        name##_body<16> arguments;                                                      \
-    }                                                                                   \
-    template <class X, class Scalar>                                                    \
-    MTLCORE_AVX2 void name##_avx2 params {                                              \
-        name##_body<32> arguments;                                                      \
-    }                                                                                   \
-    template <class X, class Scalar>                                                    \
-    MTLCORE_AVX512 void name##_avx512 params {                                          \
-        name##_body<64> arguments;                                                      \
-    }                                                                                   \
-    template <class X, class Scalar>                                                    \
-    auto name##_kernel() {                                                              \
-        return has_avx512() ? name##_avx512<X, Scalar>                                  \
-               : has_avx2() ? name##_avx2<X, Scalar>                                    \
-                            : name##_plain<X, Scalar>;                                  \
+#define MTLCORE_FOR_EACH_TARGET(name, params, arguments) \
+    template <class X, class Scalar>                     \
+    void name##_plain params {                           \
+        name##_body<16> arguments;                       \
+    }                                                    \
+    template <class X, class Scalar>                     \
+    MTLCORE_AVX2 void name##_avx2 params {               \
+        name##_body<32> arguments;                       \
+    }                                                    \
+    template <class X, class Scalar>                     \
+    MTLCORE_AVX512 void name##_avx512 params {           \
+        name##_body<64> arguments;                       \
+    }                                                    \
+    template <class X, class Scalar>                     \
+    auto name##_kernel() {                               \
+        return has_avx512() ? name##_avx512<X, Scalar>   \
+               : has_avx2() ? name##_avx2<X, Scalar>     \
+                            : name##_plain<X, Scalar>;   \
     }
 
-MTLCORE_FOR_EACH_TARGET(forward,
-                        (const Lora<Scalar>& lora, const Item& item, const X* x, int64_t x_stride,
-                         X* y, int64_t y_stride, Scalar* z, Block<Scalar>& block),
-                        (lora, item, x, x_stride, y, y_stride, z, block))
-MTLCORE_FOR_EACH_TARGET(backward,
-                        (const Lora<Scalar>& lora, const Item& item, const X* dy, int64_t dy_stride,
-                         X* dx, int64_t dx_stride, Scalar* dz, Block<Scalar>& block),
-                        (lora, item, dy, dy_stride, dx, dx_stride, dz, block))
+MTLCORE_FOR_EACH_TARGET(tokens,
+                        (const Lora<Scalar>& lora, const TokenPass<X, Scalar>& pass,
+                         const Item& item, Block<Scalar>& block),
+                        (lora, pass, item, block))
 MTLCORE_FOR_EACH_TARGET(grad,
-                        (const Lora<Scalar>& lora, const LoraGrads<Scalar>& grads, bool of_A,
-                         const X* source, int64_t stride, const Scalar* coefficients, int64_t first,
+                        (const Lora<Scalar>& lora, const LoraGrads<X, Scalar>& grads, int64_t first,
                          int64_t count, Columns<Scalar>& columns),
-                        (lora, grads, of_A, source, stride, coefficients, first, count, columns))
+                        (lora, grads, first, count, columns))
 
 }  // namespace
 
 template <class X, class Scalar>
-void lora_forward(const Lora<Scalar>& lora, const X* x, int64_t x_stride, X* y, int64_t y_stride,
-                  Scalar* z, int threads) {
-    const auto kernel = forward_kernel<X, Scalar>();
-    const std::vector<Item> items = items_of(lora.segments, lora.segment_count);
-    const auto count = static_cast<int64_t>(items.size());
-#pragma omp parallel num_threads(threads) if (count > 1)
-    {
-        Block<Scalar> block(lora);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < count; ++i) {
-            kernel(lora, items[i], x, x_stride, y, y_stride, z, block);
-        }
-    }
-}
-
-template <class X, class Scalar>
-void lora_backward(const Lora<Scalar>& lora, const LoraGrads<Scalar>& grads, const X* dy,
-                   int64_t dy_stride, const X* x, int64_t x_stride, const Scalar* z, X* dx,
-                   int64_t dx_stride, Scalar* dz, int threads) {
-    const auto tokens = backward_kernel<X, Scalar>();
+void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
+              const LoraGrads<X, Scalar>* grads, int64_t grad_count, int threads) {
+    const auto tokens = tokens_kernel<X, Scalar>();
     const auto grad = grad_kernel<X, Scalar>();
-    const std::vector<Item> items = items_of(lora.segments, lora.segment_count);
-    const auto count = static_cast<int64_t>(items.size());
-    const int64_t of_A = (lora.in + kGradColumns - 1) / kGradColumns;
-    const int64_t of_B = (lora.out + kGradColumns - 1) / kGradColumns;
-#pragma omp parallel num_threads(threads) if (count > 1)
+    std::vector<Item> items;
+    if (pass != nullptr) items = items_of(lora.segments, lora.segment_count);
+    const auto item_count = static_cast<int64_t>(items.size());
+    int64_t parts = 0;
+    for (int64_t g = 0; g < grad_count; ++g) parts += blocks_of(grads[g].columns);
+#pragma omp parallel num_threads(threads) if (std::max(item_count, parts) > 1)
     {
-        Block<Scalar> block(lora);
+        Block<Scalar> block(lora, pass);
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < count; ++i) {
-            tokens(lora, items[i], dy, dy_stride, dx, dx_stride, dz, block);
-        }
-        Columns<Scalar> columns(lora.width);
+        for (int64_t i = 0; i < item_count; ++i) tokens(lora, *pass, items[i], block);
+        Columns<Scalar> columns(parts > 0 ? lora.width : 0);
 #pragma omp for schedule(dynamic)
-        for (int64_t part = 0; part < of_A + of_B; ++part) {
-            const bool is_A = part < of_A;
-            const int64_t first = (is_A ? part : part - of_A) * kGradColumns;
-            const int64_t end = is_A ? lora.in : lora.out;
-            grad(lora, grads, is_A, is_A ? x : dy, is_A ? x_stride : dy_stride, is_A ? dz : z,
-                 first, std::min(kGradColumns, end - first), columns);
+        for (int64_t part = 0; part < parts; ++part) {
+            const LoraGrads<X, Scalar>* one = grads;
+            int64_t number = part;
+            while (number >= blocks_of(one->columns)) number -= blocks_of((one++)->columns);
+            const int64_t first = number * kGradColumns;
+            grad(lora, *one, first, std::min(kGradColumns, one->columns - first), columns);
         }
     }
 }
 
-#define MTLCORE_INSTANTIATE(X, Scalar)                                                            \
-    template void lora_forward(const Lora<Scalar>&, const X*, int64_t, X*, int64_t, Scalar*,      \
-                               int);                                                              \
-    template void lora_backward(const Lora<Scalar>&, const LoraGrads<Scalar>&, const X*, int64_t, \
-                                const X*, int64_t, const Scalar*, X*, int64_t, Scalar*, int);
+#define MTLCORE_INSTANTIATE(X, Scalar)                                       \
+    template void run_lora(const Lora<Scalar>&, const TokenPass<X, Scalar>*, \
+                           const LoraGrads<X, Scalar>*, int64_t, int);
 MTLCORE_INSTANTIATE(float, float)
 MTLCORE_INSTANTIATE(double, double)
 MTLCORE_INSTANTIATE(Bfloat16, float)

@@ -2,9 +2,8 @@
 //
 // gcc and clang lower a vector to whatever the target has: one AVX register, two SSE or NEON ones.
 // A kernel writes its body once as MTLCORE_BODY and wraps it: plainly, and, on x86, under
-// MTLCORE_AVX2 and MTLCORE_AVX512; `has_avx2()` and `has_avx512()` pick at run time. Kernels that
-// wait for memory stop at AVX2: 512-bit vectors gain nothing there (Gramian of 8 x 5e6 fp32: 2
-// cores draw all the bandwidth there is).
+// MTLCORE_AVX2 and MTLCORE_AVX512; `has_avx2()` and `has_avx512()` pick at run time. A kernel that
+// only waits for memory (combine) stops at AVX2: 512-bit vectors gain nothing there.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +25,7 @@ namespace mtlcore::cpu {
 // aligned(sizeof(Scalar)): rows start anywhere; may_alias: the memory holds plain scalars.
 template <class Scalar, int Bytes = 32>
 struct Simd {
-    typedef Scalar Vector
-        __attribute__((vector_size(Bytes), aligned(sizeof(Scalar)), may_alias));
+    typedef Scalar Vector __attribute__((vector_size(Bytes), aligned(sizeof(Scalar)), may_alias));
     static constexpr int kLanes = Bytes / static_cast<int>(sizeof(Scalar));
 };
 
@@ -42,10 +40,9 @@ inline bool has_avx2() {
 
 inline bool has_avx512() {
 #if defined(__x86_64__)
-    static const bool answer = has_avx2() && __builtin_cpu_supports("avx512f") &&
-                               __builtin_cpu_supports("avx512vl") &&
-                               __builtin_cpu_supports("avx512dq") &&
-                               __builtin_cpu_supports("avx512bw");
+    static const bool answer =
+        has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
     return answer;
 #else
     return false;

@@ -3,7 +3,15 @@
 from mtlcore.ops.backend import BackendError, OpStatus, active_backend, table, use_backend
 from mtlcore.ops.combine import combine
 from mtlcore.ops.gramian import gramian
-from mtlcore.ops.lora import Dropout, Places, Slots, lora_backward, lora_forward
+from mtlcore.ops.lora import (
+    Dropout,
+    Places,
+    Slots,
+    lora_backward,
+    lora_expand,
+    lora_forward,
+    lora_shrink,
+)
 
 __all__ = [
     "BackendError",
@@ -15,7 +23,9 @@ __all__ = [
     "combine",
     "gramian",
     "lora_backward",
+    "lora_expand",
     "lora_forward",
+    "lora_shrink",
     "table",
     "use_backend",
 ]

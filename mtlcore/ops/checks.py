@@ -28,6 +28,11 @@ def check_tensor(
         raise ValueError(f"{name} must be on {like.device}, found {tensor.device}")
 
 
+def detached(tensor: Tensor) -> Tensor:
+    """What an op with autograd checks; anything that is no tensor stays for the check to tell."""
+    return tensor.detach() if isinstance(tensor, Tensor) else tensor
+
+
 def check_dense_rows(name: str, tensor: Tensor) -> None:
     """The last axis must be dense; earlier strides are free (a column slice needs no copy)."""
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mtlcore.ops import backend
-from mtlcore.ops.checks import check_dense_rows, check_shape, check_tensor
+from mtlcore.ops.checks import check_dense_rows, check_shape, check_tensor, detached
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -106,7 +107,7 @@ def lora_forward(
         TypeError, ValueError: an argument has another dtype, shape or device.
     """
     if check:
-        _check(x, A, B, slots, dropout)
+        _check(x, slots, dropout, A=A, B=B)
         check_tensor("y", y, ndim=2, dtypes=(x.dtype,), like=x)
         check_shape("y", y, (x.shape[0], B.shape[1]), "[N, out]")
         check_dense_rows("y", y)
@@ -148,7 +149,7 @@ def lora_backward(
         TypeError, ValueError: an argument has another dtype, shape or device.
     """
     if check:
-        _check(x, A, B, slots, dropout)
+        _check(x, slots, dropout, A=A, B=B)
         _check_backward(dy, x, z, A, B, slots, places, dx)
     dz = torch.zeros_like(z)
     _kernel("lora_backward", x)(
@@ -158,17 +159,136 @@ def lora_backward(
     return dz
 
 
+def lora_shrink(x: Tensor, A: Tensor, slots: Slots, dropout: Dropout | None = None) -> Tensor:
+    """Tokens into rank space, each by the rank rows of its task.
+
+        z[n, k] = drop(x)_n . A[rows[t, k]]      t: the task of token n
+
+    With `lora_expand` and any mix of z between them this is every adapter that works in rank space:
+    transforms by task (MTL-LoRA, https://arxiv.org/abs/2410.09437), routers (HydraLoRA, NeurIPS
+    2024, https://arxiv.org/abs/2404.19245). In plain autograd, once differentiable; where z is only
+    scaled, `lora_forward` does both at once. `slots.scales` is not read.
+
+    Args:
+        x: [N, in] float32, float64, bfloat16 or float16, rows dense.
+        A: [R, in] contiguous; float64 for float64 x, else float32.
+
+    Returns:
+        z [N, K] of A's dtype; 0 in slots that a task lacks and for tokens of no segment.
+
+    Raises:
+        TypeError, ValueError: an argument has another dtype, shape or device.
+    """
+    _check(detached(x), slots, dropout, A=detached(A))
+    apply: Callable[..., Tensor] = _Shrink.apply  # torch leaves it untyped
+    return apply(x, A, *slots, *_spread(dropout, x))
+
+
+def lora_expand(z: Tensor, B: Tensor, slots: Slots, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Out of rank space: the other half of `lora_shrink`, in plain autograd.
+
+        y_n = sum_k z[n, k] B[rows[t, k]]
+
+    Args:
+        z: [N, K] and B: [R, out] contiguous, of one dtype: float32 or float64.
+        dtype: of y; default that of z. For float32 also bfloat16 or float16.
+
+    Returns:
+        y [N, out]; 0 for tokens of no segment.
+
+    Raises:
+        TypeError, ValueError: an argument has another dtype, shape or device.
+    """
+    check_tensor("z", detached(z), ndim=2, dtypes=(torch.float32, torch.float64), like=z)
+    y = z.new_zeros(0, 0, dtype=dtype)
+    _check(y, slots, None, B=detached(B))
+    check_shape("z", z, (z.shape[0], slots.rows.shape[1]), "[N, K]")
+    apply: Callable[..., Tensor] = _Expand.apply
+    return apply(z.contiguous(), B, y.dtype, *slots, *_spread(None, z))
+
+
+class _Shrink(torch.autograd.Function):
+    """z = drop(x) Aᵀ by slots."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, *table: Any) -> Tensor:
+        ctx.save_for_backward(x, A, *table[:-1])
+        ctx.layer = table[-1]
+        z = A.new_zeros(x.shape[0], table[1].shape[1])
+        _kernel("lora_shrink", x)(x.detach(), A.detach(), *table, z)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, *tensors = map(torch.detach, ctx.saved_tensors)
+        table = (*tensors, ctx.layer)
+        dx, dA = None, None
+        dz = dz.contiguous()
+        if ctx.needs_input_grad[0]:
+            dx = torch.zeros_like(x)
+            _kernel("lora_expand", x)(dz, A, *table, dx)
+        if ctx.needs_input_grad[1]:
+            dA = _factor_grad(dz, x, A, table)
+        return (dx, dA, *[None] * len(table))
+
+
+class _Expand(torch.autograd.Function):
+    """y = z B by slots."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, B: Tensor, dtype: torch.dtype, *table: Any) -> Tensor:
+        ctx.save_for_backward(z, B, *table[:-1])
+        ctx.layer = table[-1]
+        y = z.new_zeros(z.shape[0], B.shape[1], dtype=dtype)
+        _kernel("lora_expand", y)(z.detach(), B.detach(), *table, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        z, B, *tensors = map(torch.detach, ctx.saved_tensors)
+        table = (*tensors, ctx.layer)
+        dz, dB = None, None
+        dy = dy.contiguous()
+        if ctx.needs_input_grad[0]:
+            dz = torch.zeros_like(z)
+            _kernel("lora_shrink", dy)(dy, B, *table, dz)
+        if ctx.needs_input_grad[1]:
+            dB = _factor_grad(z, dy, B, table)
+        return (dz, dB, None, *[None] * len(table))
+
+
+def _factor_grad(z: Tensor, x: Tensor, factor: Tensor, table: tuple[Any, ...]) -> Tensor:
+    """The gradient of a factor over all tasks: zᵀ x, each slot at its rank row."""
+    rows = table[1]
+    offsets = torch.where(rows >= 0, rows.long() * factor.shape[1], -1)
+    grad = torch.zeros_like(factor)
+    ones = torch.ones_like(table[2])
+    _kernel("lora_grads", x)(z, x, *table, offsets, ones, grad.view(-1))
+    return grad
+
+
 # Raw ops: no checks, no autograd, opaque to torch.compile. Not `torch.library.custom_op`, whose
 # care for mutated arguments costs 20 times as much per call (12 tensors: 170 us against 8 us).
 _library = torch.library.Library("mtlcore", "FRAGMENT")
-_COMMON = (
-    "Tensor A, Tensor B, Tensor segments, Tensor rows, Tensor scales, "
+_TABLE = (
+    "Tensor segments, Tensor rows, Tensor scales, "
     "Tensor shares, Tensor keys, Tensor positions, int layer"
 )
-_library.define(f"lora_forward(Tensor x, {_COMMON}, Tensor(a!) y, Tensor(b!) z) -> ()")
 _library.define(
-    f"lora_backward(Tensor dy, Tensor x, Tensor z, {_COMMON}, Tensor a_offsets, Tensor b_offsets, "
-    "Tensor weights, bool square, Tensor(a!) dx, Tensor(b!) dz, Tensor(c!) memory) -> ()"
+    f"lora_forward(Tensor x, Tensor A, Tensor B, {_TABLE}, Tensor(a!) y, Tensor(b!) z) -> ()"
+)
+_library.define(
+    f"lora_backward(Tensor dy, Tensor x, Tensor z, Tensor A, Tensor B, {_TABLE}, "
+    "Tensor a_offsets, Tensor b_offsets, Tensor weights, bool square, "
+    "Tensor(a!) dx, Tensor(b!) dz, Tensor(c!) memory) -> ()"
+)
+_library.define(f"lora_shrink(Tensor x, Tensor A, {_TABLE}, Tensor(a!) z) -> ()")
+_library.define(f"lora_expand(Tensor z, Tensor B, {_TABLE}, Tensor(a!) y) -> ()")
+_library.define(
+    f"lora_grads(Tensor z, Tensor x, {_TABLE}, Tensor offsets, Tensor weights, "
+    "Tensor(a!) memory) -> ()"
 )
 
 
@@ -182,45 +302,55 @@ def _dispatch(op: str) -> None:
     torch.library.register_fake(f"mtlcore::{op}", lambda *arguments: None, lib=_library)
 
 
-_dispatch("lora_forward")
-_dispatch("lora_backward")
-raw_forward = torch.ops.mtlcore.lora_forward.default
-raw_backward = torch.ops.mtlcore.lora_backward.default
+OPS = ("lora_forward", "lora_backward", "lora_shrink", "lora_expand", "lora_grads")
+for _op in OPS:
+    _dispatch(_op)
+RAW: dict[str, Callable[..., None]] = {op: getattr(torch.ops.mtlcore, op).default for op in OPS}
 
 
 def _kernel(op: str, x: Tensor) -> Callable[..., None]:
     """The op for torch's tracers, else the kernel that it would call, without torch's dispatch."""
     if type(x) is not Tensor or torch.compiler.is_compiling():
-        raw: Callable[..., None] = raw_forward if op == "lora_forward" else raw_backward
-        return raw
+        return RAW[op]
     return backend.kernel(op, x.device)
 
 
 def _spread(dropout: Dropout | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     if dropout is None:
         none = _NONE.get(x.device)
-        if none is None:
-            none = _NONE.setdefault(x.device, torch.empty(0, device=x.device))
-        return none, none, none, 0
+        if none is None:  # three: dynamo traces no Function that gets a tensor twice
+            shares, keys, positions = (torch.empty(0, device=x.device) for _ in range(3))
+            none = _NONE.setdefault(x.device, (shares, keys, positions))
+        return (*none, 0)
     return dropout.shares, dropout.keys, dropout.positions, dropout.layer
 
 
-_NONE: dict[torch.device, Tensor] = {}
+_NONE: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
 
 def _gathered(shares: Tensor, keys: Tensor, positions: Tensor, layer: int) -> Dropout | None:
     return Dropout(shares, keys, positions, layer) if len(shares) else None
 
 
-def _check(x: Tensor, A: Tensor, B: Tensor, slots: Slots, dropout: Dropout | None) -> None:
+def _check(
+    x: Tensor,
+    slots: Slots,
+    dropout: Dropout | None,
+    *,
+    A: Tensor | None = None,
+    B: Tensor | None = None,
+) -> None:
     check_tensor("x", x, ndim=2, dtypes=FLOATS, like=x)
     check_dense_rows("x", x)
     wide = torch.promote_types(x.dtype, torch.float32)
-    for name, factor in (("A", A), ("B", B)):
+    factors = [(name, factor) for name, factor in (("A", A), ("B", B)) if factor is not None]
+    ranks = factors[0][1].shape[0] if factors[0][1].ndim else 0
+    for name, factor in factors:
         check_tensor(name, factor, ndim=2, dtypes=(wide,), like=x)
-        check_shape(name, factor, (A.shape[0], factor.shape[1]), "[R, ...]")
+        check_shape(name, factor, (ranks, factor.shape[1]), "[R, ...]")
         _check_contiguous(name, factor)
-    check_shape("A", A, (A.shape[0], x.shape[1]), "[R, in]")
+    if A is not None:
+        check_shape("A", A, (ranks, x.shape[1]), "[R, in]")
     check_tensor("segments", slots.segments, ndim=2, dtypes=(torch.int64,), like=x)
     check_shape("segments", slots.segments, (slots.segments.shape[0], 3), "[S, 3]")
     check_tensor("rows", slots.rows, ndim=2, dtypes=(torch.int32,), like=x)
@@ -306,29 +436,55 @@ def _reference_backward(
     )
 
 
-def _compiled_forward(*arguments: object) -> None:
-    backend.core().lora_forward(*arguments, torch.get_num_threads())
+def _reference_shrink(
+    x: Tensor, A: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, z: Tensor,
+) -> None:  # fmt: skip
+    from mtlcore.ops.reference import lora as reference
+
+    slots, dropout = Slots(segments, rows, scales), _gathered(shares, keys, positions, layer)
+    z.copy_(reference.shrink(x, A, slots, dropout=dropout))
 
 
-def _compiled_backward(*arguments: object) -> None:
-    backend.core().lora_backward(*arguments, torch.get_num_threads())
+def _reference_expand(
+    z: Tensor, B: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Tensor,
+) -> None:  # fmt: skip
+    from mtlcore.ops.reference import lora as reference
+
+    slots, dropout = Slots(segments, rows, scales), _gathered(shares, keys, positions, layer)
+    y.copy_(y.double() + reference.expand(z, B, slots, dropout=dropout))
 
 
-def _triton_forward(*arguments: Any) -> None:
-    from mtlcore.ops.triton import lora
+def _reference_grads(
+    z: Tensor, x: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int,
+    offsets: Tensor, weights: Tensor, memory: Tensor,
+) -> None:  # fmt: skip
+    from mtlcore.ops.reference import lora as reference
 
-    lora.lora_forward(*arguments)
+    slots, dropout = Slots(segments, rows, scales), _gathered(shares, keys, positions, layer)
+    memory.copy_(reference.add_grads(z, x, slots, offsets, weights, memory, dropout=dropout))
 
 
-def _triton_backward(*arguments: Any) -> None:
-    from mtlcore.ops.triton import lora
+def _compiled(op: str) -> Callable[..., None]:
+    def run(*arguments: object) -> None:
+        getattr(backend.core(), op)(*arguments, torch.get_num_threads())
 
-    lora.lora_backward(*arguments)
+    return run
 
 
-backend.declare(
-    "lora_forward", reference=_reference_forward, cpp=_compiled_forward, triton=_triton_forward
-)
-backend.declare(
-    "lora_backward", reference=_reference_backward, cpp=_compiled_backward, triton=_triton_backward
-)
+def _triton(op: str) -> Callable[..., None]:
+    def run(*arguments: object) -> None:
+        from mtlcore.ops.triton import lora
+
+        getattr(lora, op)(*arguments)
+
+    return run
+
+
+_REFERENCES: tuple[Callable[..., None], ...] = (
+    _reference_forward, _reference_backward, _reference_shrink, _reference_expand, _reference_grads
+)  # fmt: skip
+for _op, _reference in zip(OPS, _REFERENCES, strict=True):
+    backend.declare(_op, reference=_reference, cpp=_compiled(_op), triton=_triton(_op))

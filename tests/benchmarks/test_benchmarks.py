@@ -14,6 +14,7 @@ import pytest
 from benchmarks import (
     baselines,
     checkpoint,
+    cross_entropy,
     faults,
     fisher,
     gramian,
@@ -216,6 +217,13 @@ def test_gramian(capsys: pytest.CaptureFixture[str]) -> None:
         share = found["combine, share of copy bandwidth"]
         assert share["target"] == gramian.SHARE
         assert share["met"] == (share["value"] >= gramian.SHARE)
+
+
+def test_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:
+    cross_entropy.run(["--json", "--rounds", "2", "--labels", "1024", "--vocabulary", "20000"])
+    found = metrics(last_line(capsys, "cross_entropy"), "L=1024 V=20000")
+    assert found["ours, peak"]["value"] > 20, "a piece of the logits at least"
+    assert found["ours / whole, peak"]["met"]
 
 
 @pytest.mark.slow

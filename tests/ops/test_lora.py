@@ -9,14 +9,23 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from mtlcore.ops import Dropout, Places, Slots, lora_backward, lora_forward, use_backend
-from mtlcore.ops.lora import FLOATS, raw_backward, raw_forward
+from mtlcore.ops import (
+    Dropout,
+    Places,
+    Slots,
+    lora_backward,
+    lora_expand,
+    lora_forward,
+    lora_shrink,
+    use_backend,
+)
+from mtlcore.ops.lora import FLOATS, RAW
 from mtlcore.ops.reference.lora import keep_mask
 
 SEGMENTS = {
@@ -338,13 +347,121 @@ def test_raw_ops_are_valid_custom_ops() -> None:
     assert given.dropout is not None
     shared = (given.A, given.B, *given.slots, *dataclasses.astuple(given.dropout))
     z = given.A.new_zeros(8, 8)
-    torch.library.opcheck(raw_forward, (given.x, *shared, given.y, z))
+    torch.library.opcheck(RAW["lora_forward"], (given.x, *shared, given.y, z))
     places = given.places
     torch.library.opcheck(
-        raw_backward,
+        RAW["lora_backward"],
         (given.dy, given.x, z, *shared, places.a_offsets, places.b_offsets, places.weights,
          False, given.dx, z.clone(), places.memory),
     )  # fmt: skip
+    table = shared[2:]
+    torch.library.opcheck(RAW["lora_shrink"], (given.x, given.A, *table, z))
+    torch.library.opcheck(RAW["lora_expand"], (z, given.B, *table, given.y))
+    torch.library.opcheck(
+        RAW["lora_grads"],
+        (z, given.x, *table, places.a_offsets, places.weights, places.memory),
+    )
+
+
+# -- the two halves in plain autograd ----------------------------------------------------------
+
+
+def halves(given: Problem, backend: str, mixes: bool = True) -> dict[str, Tensor]:
+    """Both halves with a mix between them, and all gradients of their sum with dy."""
+    x, A, B = (value.clone().requires_grad_() for value in (given.x, given.A, given.B))
+    with use_backend(backend):
+        z = lora_shrink(x, A, given.slots, given.dropout)
+        y = lora_expand(z.tanh() if mixes else z, B, given.slots, dtype=x.dtype)
+        y.backward(given.dy)
+    values = {"z": z, "y": y, "dx": x.grad, "dA": A.grad, "dB": B.grad}
+    return {name: value.detach() for name, value in values.items() if value is not None}
+
+
+def assert_halves_match(given: Problem, backend: str = "cpp") -> None:
+    found, expected = halves(given, backend), halves(given, "reference")
+    assert found.keys() == expected.keys() == {"z", "y", "dx", "dA", "dB"}
+    for name, value in expected.items():
+        bound = 4 * TOLERANCE[given.x.dtype] * max(float(value.double().abs().max()), 1)
+        assert found[name].dtype == value.dtype
+        error = float((found[name].double() - value.double()).abs().max())
+        assert error <= bound, f"{name}: {error} > {bound}"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("columns", SIZES)
+@pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
+def test_both_halves_match_the_reference(
+    lengths: list[int], columns: tuple[int, int], dtype: torch.dtype
+) -> None:
+    assert_halves_match(problem(lengths, columns, dtype=dtype, share=0.3))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_halves_match_the_reference_on_a_gpu(lengths: list[int], dtype: torch.dtype) -> None:
+    assert_halves_match(problem(lengths, dtype=dtype, share=0.3).to("cuda"), "triton")
+
+
+def test_the_halves_are_differentiable() -> None:
+    given = problem([5, 1, 4], (6, 7), r=2, dtype=torch.float64, share=0.25)
+    x, A, B = (value.clone().requires_grad_() for value in (given.x, given.A, given.B))
+
+    def both(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        z = lora_shrink(x, A, given.slots, given.dropout)
+        return lora_expand(z.tanh(), B, given.slots)
+
+    assert torch.autograd.gradcheck(both, (x, A, B))
+
+
+def test_the_halves_together_are_the_whole() -> None:
+    given = problem([16, 3, 20], dtype=torch.float64, share=0.3)
+    given.slots.scales.fill_(1.0)
+    given.y.zero_()
+    found = halves(given, "cpp", mixes=False)
+    whole = given.run("cpp")
+    torch.testing.assert_close(found["y"], whole["y"])
+    torch.testing.assert_close(found["z"], whole["z"])
+    torch.testing.assert_close(found["dx"], whole["dx"] - given.dx)
+
+
+# Dynamo makes an instance of the Function, of which torch itself warns.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_halves_compile_into_one_graph(share: float) -> None:
+    given = problem([5, 3], (12, 10), share=share)
+    x, A, B = (value.clone().requires_grad_() for value in (given.x, given.A, given.B))
+
+    def both(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        z = lora_shrink(x, A, given.slots, given.dropout)
+        return lora_expand(z.tanh(), B, given.slots)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(run(x, A, B).sum(), [x, A, B]) for run in (both, compiled)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("half", "error", "message"),
+    [
+        (lambda p: lora_shrink(p.x.long(), p.A, p.slots), TypeError, "x must be float32"),
+        (lambda p: lora_shrink(p.x, p.A[:, :5], p.slots), ValueError, "A must"),
+        (lambda p: lora_shrink("x", p.A, p.slots), TypeError, "x must be a torch.Tensor"),
+        (
+            lambda p: lora_expand(p.x[:, :3], p.B, p.slots),
+            ValueError,
+            r"z must have shape \[N, K\]",
+        ),
+        (lambda p: lora_expand(p.x.half(), p.B, p.slots), TypeError, "z must be float32"),
+        (lambda p: lora_expand(p.A.new_ones(8, 8), p.B.double(), p.slots), TypeError, "B must be"),
+    ],
+)
+def test_a_wrong_argument_of_a_half_is_named(
+    half: Callable[[Problem], Tensor], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        half(problem([5, 3]))
 
 
 @pytest.mark.parametrize(
@@ -411,3 +528,5 @@ if __name__ == "__main__":  # small cases: the interpreter takes a second for ea
     empty = torch.zeros(6, 3, dtype=torch.int64)
     padded.slots = padded.slots._replace(segments=torch.cat([padded.slots.segments, empty]))
     assert_matches_reference(padded, "triton")
+    for cut in ([16, 3, 20], [0, 9, 0, 2]):
+        assert_halves_match(problem(cut, (65, 20), share=0.3), "triton")

@@ -15,18 +15,21 @@ OTHERS = {
     "segments": "*i64", "keys": "*i64", "offsets": "*i64", "rows": "*i32", "positions": "*i32",
     "shares": "*fp64", "layer": "i64",
 }  # fmt: skip
-CONSTANTS = {
-    "tokens_kernel": {
-        "SEGMENTS": 8, "BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_C": 128,
-        "BACKWARD": True, "DROPOUT": True, "HAS_TARGET": True,
-    },
-    "chunks_kernel": {
-        "SEGMENTS": 8, "CHUNK": 512, "BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_C": 128, "DROPOUT": True,
-    },
-    "sum_kernel": {
-        "CHUNK": 512, "BLOCK_K": 32, "BLOCK_C": 128, "SCALED": True, "SQUARE": True,
-    },
-}  # fmt: skip
+BLOCKS = {"BLOCK_K": 32, "BLOCK_C": 128}
+TOKENS = {"SEGMENTS": 8, "BLOCK_M": 32, **BLOCKS}
+KERNELS = [
+    ("tokens_kernel", {
+        **TOKENS, "SCALED": scaled, "DROP_SOURCE": not drops_target, "DROP_TARGET": drops_target,
+        "HAS_SOURCE": has_source, "HAS_TARGET": has_target,
+    })
+    for scaled, drops_target, has_source, has_target in (
+        ("on use", False, True, True), ("stored", True, True, True),
+        ("no", False, True, False), ("no", True, False, True),
+    )
+] + [
+    ("chunks_kernel", {**TOKENS, "CHUNK": 512, "DROPOUT": True}),
+    ("sum_kernel", {**BLOCKS, "CHUNK": 512, "SCALED": True, "SQUARE": True}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("capability", "narrow"), [(80, "fp32"), (90, "bf16")])
@@ -48,7 +51,7 @@ def compile_all(capability: int, narrow: str) -> None:
             return "*" + (narrow if name in NARROW else "fp32")
         return OTHERS.get(name, "i32")
 
-    for name, constants in CONSTANTS.items():
+    for name, constants in KERNELS:
         kernel = getattr(lora, name)
         signature = {
             argument: "constexpr" if argument in constants else type_of(argument)

@@ -11,6 +11,8 @@ the chunks in their order.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import triton
 import triton.language as tl
@@ -91,18 +93,21 @@ def tokens_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    BACKWARD: tl.constexpr,  # masks `target`, not `source`, and stores the scaled `reduced`
-    DROPOUT: tl.constexpr,
+    SCALED: tl.constexpr,  # "no", "on use", or "stored": reduced is stored with the scales
+    DROP_SOURCE: tl.constexpr,
+    DROP_TARGET: tl.constexpr,
+    HAS_SOURCE: tl.constexpr,
     HAS_TARGET: tl.constexpr,
 ):
-    """reduced = source downᵀ and target += (scales * reduced) up, for one tile of tokens."""
+    """reduced = source downᵀ (else it is given) and target += (scales * reduced) up, for one tile
+    of tokens."""
     task, first, stop = find_tile(segments, segment_count, tl.program_id(0), SEGMENTS, BLOCK_M)
     if stop > first:
         token = first + tl.arange(0, BLOCK_M).to(tl.int64)
         there = token < stop
         wide = reduced.dtype.element_ty
         narrow = source.dtype.element_ty
-        if DROPOUT:
+        if DROP_SOURCE or DROP_TARGET:
             share = tl.load(shares + task)
             key = tl.load(keys + task)
             position = tl.load(positions + token, there, -1)
@@ -112,31 +117,36 @@ def tokens_kernel(
             row = tl.load(rows + task * width + rank, rank < width, -1).to(tl.int64)
             scale = tl.load(scales + task * width + rank, rank < width, 0.0)
             used = row >= 0
-            z = tl.zeros([BLOCK_M, BLOCK_K], wide)
-            for column in range(0, source_columns, BLOCK_C):
-                c = column + tl.arange(0, BLOCK_C)
-                inside = (c < source_columns)[None, :]
-                x = tl.load(
-                    source + token[:, None] * source_stride + c[None, :],
-                    there[:, None] & inside,
-                    0.0,
-                )
-                if DROPOUT and not BACKWARD:
-                    kept = keep(key, layer, position, column, share, BLOCK_M, BLOCK_C)
-                    x = tl.where(kept, x, 0.0)
-                a = tl.load(
-                    down + row[:, None] * source_columns + c[None, :], used[:, None] & inside, 0.0
-                )
-                # ieee: TF32 would keep 3 of float32's 7 digits
-                z = tl.dot(x, tl.trans(a.to(narrow)), z, input_precision="ieee")
-            if DROPOUT and not BACKWARD:
-                z *= factor[:, None]
-            out = reduced + token[:, None] * width + rank[None, :]
-            if BACKWARD:
-                z *= scale[None, :]
-                tl.store(out, z, there[:, None] & (rank < width)[None, :])
+            place = reduced + token[:, None] * width + rank[None, :]
+            cell = there[:, None] & (rank < width)[None, :]
+            if HAS_SOURCE:
+                z = tl.zeros([BLOCK_M, BLOCK_K], wide)
+                for column in range(0, source_columns, BLOCK_C):
+                    c = column + tl.arange(0, BLOCK_C)
+                    inside = (c < source_columns)[None, :]
+                    x = tl.load(
+                        source + token[:, None] * source_stride + c[None, :],
+                        there[:, None] & inside,
+                        0.0,
+                    )
+                    if DROP_SOURCE:
+                        kept = keep(key, layer, position, column, share, BLOCK_M, BLOCK_C)
+                        x = tl.where(kept, x, 0.0)
+                    a = tl.load(
+                        down + row[:, None] * source_columns + c[None, :],
+                        used[:, None] & inside,
+                        0.0,
+                    )
+                    # ieee: TF32 would keep 3 of float32's 7 digits
+                    z = tl.dot(x, tl.trans(a.to(narrow)), z, input_precision="ieee")
+                if DROP_SOURCE:
+                    z *= factor[:, None]
+                if SCALED == "stored":
+                    z *= scale[None, :]
+                tl.store(place, z, cell)
             else:
-                tl.store(out, z, there[:, None] & (rank < width)[None, :])
+                z = tl.load(place, cell, 0.0)
+            if SCALED == "on use":
                 z *= scale[None, :]
             if HAS_TARGET:
                 z = z.to(narrow)
@@ -147,12 +157,12 @@ def tokens_kernel(
                         up + row[:, None] * target_columns + c[None, :], used[:, None] & inside, 0.0
                     )
                     part = tl.dot(z, b.to(narrow), input_precision="ieee")
-                    if DROPOUT and BACKWARD:
+                    if DROP_TARGET:
                         kept = keep(key, layer, position, column, share, BLOCK_M, BLOCK_C)
                         part = tl.where(kept, part * factor[:, None], 0.0)
-                    place = target + token[:, None] * target_stride + c[None, :]
-                    y = tl.load(place, there[:, None] & inside, 0.0)
-                    tl.store(place, (y.to(wide) + part).to(narrow), there[:, None] & inside)
+                    out = target + token[:, None] * target_stride + c[None, :]
+                    y = tl.load(out, there[:, None] & inside, 0.0)
+                    tl.store(out, (y.to(wide) + part).to(narrow), there[:, None] & inside)
 
 
 @triton.jit
@@ -262,7 +272,8 @@ def lora_forward(
     shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Tensor, z: Tensor,
 ) -> None:  # fmt: skip
     """Fill z and add to y; see `mtlcore.ops.lora.lora_forward`."""
-    _tokens(x, A, B, segments, rows, scales, shares, keys, positions, layer, y, z, backward=False)
+    table = segments, rows, scales, shares, keys, positions, layer
+    _tokens(z, *table, source=x, down=A, target=y, up=B, scaled="on use", drops="source")
 
 
 def lora_backward(
@@ -273,7 +284,9 @@ def lora_backward(
     dx: Tensor, dz: Tensor, memory: Tensor,
 ) -> None:  # fmt: skip
     """Fill dz, add to dx (unless it is empty) and to memory; see `mtlcore.ops.lora`."""
-    _tokens(dy, B, A, segments, rows, scales, shares, keys, positions, layer, dx, dz, backward=True)
+    table = segments, rows, scales, shares, keys, positions, layer
+    target = dx if dx.ndim == 2 else None
+    _tokens(dz, *table, source=dy, down=B, target=target, up=A, scaled="stored", drops="target")
     none = shares[:0], keys, positions, layer
     masks = shares, keys, positions, layer
     for source, reduced, offsets, dropout, scaled in (
@@ -283,22 +296,57 @@ def lora_backward(
         _grads(source, reduced, segments, scales, dropout, offsets, weights, memory, scaled, square)
 
 
-def _tokens(
-    source: Tensor, down: Tensor, up: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
-    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, target: Tensor, reduced: Tensor,
-    *, backward: bool,
+def lora_shrink(
+    x: Tensor, A: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, z: Tensor,
 ) -> None:  # fmt: skip
-    tokens, columns = source.shape
+    """Fill z; see `mtlcore.ops.lora.lora_shrink`."""
+    table = segments, rows, scales, shares, keys, positions, layer
+    _tokens(z, *table, source=x, down=A, drops="source")
+
+
+def lora_expand(
+    z: Tensor, B: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Tensor,
+) -> None:  # fmt: skip
+    """Add to y; see `mtlcore.ops.lora.lora_expand`."""
+    table = segments, rows, scales, shares, keys, positions, layer
+    _tokens(z, *table, target=y, up=B, drops="target")
+
+
+def lora_grads(
+    z: Tensor, x: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int,
+    offsets: Tensor, weights: Tensor, memory: Tensor,
+) -> None:  # fmt: skip
+    """Add zᵀ x of each segment to memory: the gradient of either factor in plain autograd."""
+    masks = shares, keys, positions, layer
+    _grads(x, z, segments, scales, masks, offsets, weights, memory, scaled=False, square=False)
+
+
+def _tokens(
+    reduced: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, *,
+    source: Tensor | None = None, down: Tensor | None = None,
+    target: Tensor | None = None, up: Tensor | None = None,
+    scaled: Literal["no", "on use", "stored"] = "no", drops: Literal["source", "target"],
+) -> None:  # fmt: skip
     count, width = len(segments), rows.shape[1]
-    if not (tokens and count and width):
+    if not (len(reduced) and count and width):
         return
-    has_target = target.ndim == 2
-    tokens_kernel[(count + triton.cdiv(tokens, _TILE),)](
-        source, source.stride(0), columns, down, up,
-        target, target.stride(0), up.shape[1], reduced,
+    has_source, has_target, dropout = source is not None, target is not None, len(shares) > 0
+    given = source if source is not None else target
+    assert given is not None
+    # The kernel does not touch what is not there.
+    source, target = given if source is None else source, given if target is None else target
+    down, up = reduced if down is None else down, reduced if up is None else up
+    tokens_kernel[(count + triton.cdiv(len(reduced), _TILE),)](
+        source, source.stride(0), source.shape[1], down, up,
+        target, target.stride(0), target.shape[1], reduced,
         segments, count, rows, scales, width, shares, keys, positions, layer,
-        triton.next_power_of_2(count), _TILE, _rank_block(width), _column_block(source),
-        backward, len(shares) > 0, has_target, **LAUNCH_OPTIONS,
+        triton.next_power_of_2(count), _TILE, _rank_block(width), _column_block(given),
+        scaled, dropout and drops == "source", dropout and drops == "target",
+        has_source, has_target, **LAUNCH_OPTIONS,
     )  # fmt: skip
 
 
