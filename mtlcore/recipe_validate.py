@@ -177,7 +177,7 @@ def _right_key(path: KeyPath) -> str:
     for where, inside in sections.items():
         if key in inside:
             return f"it belongs under `{where}`"
-    for where, inside in sections.items():
+    for where, inside in sections.items() if len(path) == 1 else ():
         if match := nearest(key, inside):
             return f"did you mean `{where}.{match}`?"
     return did_you_mean(key, known)

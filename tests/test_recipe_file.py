@@ -66,6 +66,14 @@ def test_numbers_of_yaml_1_1_are_numbers(write: Write) -> None:
     assert training.recipe.training.max_steps == 1000
 
 
+def test_an_unknown_key_of_a_group_is_told_the_keys_that_a_group_has(write: Write) -> None:
+    """And none of another section that is spelt alike (`tasks.<name>.train`)."""
+    groups = "    sharing: {own: 2, groups: {g: {tasks: [a, b], r: 2, rank: 3}}}\n"
+    problem = only_problem(GOOD + groups, write)
+    assert problem.where.endswith("sharing.groups.g.rank")
+    assert problem.fix == "known: layers_to_transform, r, tasks"
+
+
 def test_a_number_in_quotes_is_an_error_but_not_on_the_command_line(write: Write) -> None:
     problem = only_problem(GOOD + '    lora: {r: "16"}\n', write)
     assert problem.where.endswith(":6, lora.r")
