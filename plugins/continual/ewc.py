@@ -38,9 +38,9 @@ class EWC(Regularizer):
     each row by itself, averaged over a seeded draw of `rows` train rows (see `mtlcore.fisher`).
     A task counts the same whether its stage had other tasks or not.
 
-    strength: 100, to be tuned by powers of ten. Avalanche has no factor 1/2: its `ewc_lambda` is
-        strength / 2. Nothing is divided by a number of tokens, while task losses are means over
-        tokens.
+    strength: 100, with which SmolLM2-135M kept four tasks and learned a fifth (docs/benchmarks.md);
+        to be tuned by powers of ten. Avalanche has no factor 1/2: its `ewc_lambda` is strength / 2.
+        Nothing is divided by a number of tokens, while task losses are means over tokens.
     decay: 1.0 forgets no stage; the paper's gamma is below 1.
     rows: 256 train rows of each task. labels: "data" (the empirical Fisher) or "sampled".
 
