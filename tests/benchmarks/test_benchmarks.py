@@ -214,9 +214,9 @@ def test_gramian(capsys: pytest.CaptureFixture[str]) -> None:
     for case in ("T=8 P=5e+03", "T=32 P=5e+03"):
         found = metrics(record, case)
         assert found["gramian, error"]["value"] < 1e-6
-        share = found["combine, share of copy bandwidth"]
-        assert share["target"] == gramian.SHARE
-        assert share["met"] == (share["value"] >= gramian.SHARE)
+        assert found["torch J @ Jt / gramian"]["target"] is not None
+    share = metrics(record, "T=8 P=5e+03")["combine, share of copy bandwidth"]
+    assert share["met"] == (share["value"] >= gramian.SHARE[8])
 
 
 def test_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:
