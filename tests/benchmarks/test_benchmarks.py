@@ -215,15 +215,16 @@ def test_gramian(capsys: pytest.CaptureFixture[str]) -> None:
         found = metrics(record, case)
         assert found["gramian, error"]["value"] < 1e-6
         assert found["torch J @ Jt / gramian"]["target"] is not None
-    share = metrics(record, "T=8 P=5e+03")["combine, share of copy bandwidth"]
-    assert share["met"] == (share["value"] >= gramian.SHARE[8])
+        share = found["combine, share of copy bandwidth"]
+        assert share["target"] == gramian.SHARE
+        assert share["met"] == (share["value"] >= gramian.SHARE)
 
 
 def test_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:
-    cross_entropy.run(["--json", "--rounds", "2", "--labels", "1024", "--vocabulary", "20000"])
-    found = metrics(last_line(capsys, "cross_entropy"), "L=1024 V=20000")
-    assert found["ours, peak"]["value"] > 20, "a piece of the logits at least"
-    assert found["ours / whole, peak"]["value"] < 0.5
+    cross_entropy.run(["--json", "--rounds", "2"])
+    found = metrics(last_line(capsys, "cross_entropy"), "L=1024 V=49152")
+    assert found["ours, peak"]["value"] > 48, "a piece of the logits at least"
+    assert found["ours / whole, peak"]["met"]
 
 
 @pytest.mark.slow
