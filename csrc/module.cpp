@@ -278,27 +278,36 @@ LoraGrads<X, Scalar> grads_of(const GradViews& views, const Lora<Scalar>& lora, 
             views.square};
 }
 
+// Run a pass over the tokens of `x` that `fill` completes; z is what it reduces to.
+template <class Fill>
+void run_pass(const TensorView& x, const char* name, const LoraViews& views, const TensorView& z,
+              int threads, Fill fill) {
+    with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
+        using X = decltype(storage);
+        using Scalar = decltype(scalar);
+        check_matrix(x, name, x.dtype, lora.tokens, x.shape[1]);
+        check_whole(z, "z", dtype, {lora.tokens, lora.width});
+        TokenPass<X, Scalar> pass;
+        pass.reduced = z.ptr<Scalar>();
+        fill(pass, lora, dtype, views.rows.shape[0]);
+        const py::gil_scoped_release release;
+        cpu::run_lora<X, Scalar>(lora, &pass, nullptr, 0, std::max(threads, 1));
+    });
+}
+
 void lora_forward(const TensorView& x, const TensorView& A, const TensorView& B,
                   const TensorView& segments, const TensorView& rows, const TensorView& scales,
                   const TensorView& shares, const TensorView& keys, const TensorView& positions,
                   uint64_t layer, const TensorView& y, const TensorView& z, int threads) {
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
-    with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
-        using X = decltype(storage);
-        using Scalar = decltype(scalar);
-        const int64_t tasks = rows.shape[0];
-        check_matrix(x, "x", x.dtype, lora.tokens, x.shape[1]);
-        check_rank(y, "y", 2);
-        check_matrix(y, "y", x.dtype, lora.tokens, y.shape[1]);
-        check_whole(z, "z", dtype, {lora.tokens, lora.width});
-        TokenPass<X, Scalar> pass;
-        pass.reduced = z.ptr<Scalar>();
-        pass.scaling = Scaling::kOnUse;
-        read_from(pass, x, factor_of<Scalar>(A, "A", dtype, x.shape[1], lora, tasks), true);
-        write_to(pass, y, factor_of<Scalar>(B, "B", dtype, y.shape[1], lora, tasks), false);
-        const py::gil_scoped_release release;
-        cpu::run_lora<X, Scalar>(lora, &pass, nullptr, 0, std::max(threads, 1));
-    });
+    run_pass(x, "x", views, z, threads,
+             [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
+                 check_rank(y, "y", 2);
+                 check_matrix(y, "y", x.dtype, lora.tokens, y.shape[1]);
+                 pass.scaling = Scaling::kOnUse;
+                 read_from(pass, x, factor_of(A, "A", dtype, x.shape[1], lora, tasks), true);
+                 write_to(pass, y, factor_of(B, "B", dtype, y.shape[1], lora, tasks), false);
+             });
 }
 
 void lora_backward(const TensorView& dy, const TensorView& x, const TensorView& z,
@@ -342,17 +351,10 @@ void lora_shrink(const TensorView& x, const TensorView& A, const TensorView& seg
                  const TensorView& keys, const TensorView& positions, uint64_t layer,
                  const TensorView& z, int threads) {
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
-    with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
-        using X = decltype(storage);
-        using Scalar = decltype(scalar);
-        check_matrix(x, "x", x.dtype, lora.tokens, x.shape[1]);
-        check_whole(z, "z", dtype, {lora.tokens, lora.width});
-        TokenPass<X, Scalar> pass;
-        pass.reduced = z.ptr<Scalar>();
-        read_from(pass, x, factor_of<Scalar>(A, "A", dtype, x.shape[1], lora, rows.shape[0]), true);
-        const py::gil_scoped_release release;
-        cpu::run_lora<X, Scalar>(lora, &pass, nullptr, 0, std::max(threads, 1));
-    });
+    run_pass(x, "x", views, z, threads,
+             [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
+                 read_from(pass, x, factor_of(A, "A", dtype, x.shape[1], lora, tasks), true);
+             });
 }
 
 void lora_expand(const TensorView& z, const TensorView& B, const TensorView& segments,
@@ -360,17 +362,10 @@ void lora_expand(const TensorView& z, const TensorView& B, const TensorView& seg
                  const TensorView& keys, const TensorView& positions, uint64_t layer,
                  const TensorView& y, int threads) {
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
-    with_lora(y, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
-        using X = decltype(storage);
-        using Scalar = decltype(scalar);
-        check_matrix(y, "y", y.dtype, lora.tokens, y.shape[1]);
-        check_whole(z, "z", dtype, {lora.tokens, lora.width});
-        TokenPass<X, Scalar> pass;
-        pass.reduced = z.ptr<Scalar>();
-        write_to(pass, y, factor_of<Scalar>(B, "B", dtype, y.shape[1], lora, rows.shape[0]), true);
-        const py::gil_scoped_release release;
-        cpu::run_lora<X, Scalar>(lora, &pass, nullptr, 0, std::max(threads, 1));
-    });
+    run_pass(y, "y", views, z, threads,
+             [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
+                 write_to(pass, y, factor_of(B, "B", dtype, y.shape[1], lora, tasks), true);
+             });
 }
 
 void lora_grads(const TensorView& z, const TensorView& x, const TensorView& segments,
