@@ -78,7 +78,8 @@ class Arena:
         self._layers = list(layers)
         self._folded: list[float] | None = None
         self._targets: dict[int, list[list[list[Tensor]]]] = {}
-        self._places: dict[int, Places] = {}
+        self._offsets: dict[int, Offsets] = {}  # by layer
+        self._weights: dict[tuple[int, ...], Tensor] = {}  # by the adapters that lie in a layer
         self.shared_size = self.own_size = 0
         trained = [weight for weight in weights_of(self._layers) if not weight.owner.frozen]
         for weight in trained:
@@ -132,7 +133,7 @@ class Arena:
             self._allocate(count)
         self.memory.zero_()
         if folded != self._folded:
-            self._places.clear()  # they hold the weights of the tasks
+            self._weights.clear()
         self._folded = None if folded is None else list(folded)
         if not self._targets:
             self._targets = self._views()
@@ -143,22 +144,23 @@ class Arena:
         self.memory = torch.zeros(size + self.own_size, dtype=self.dtype, device=self.device)
         self.rows = self.memory[:size].view(count, self.shared_size)
         self.own = self.memory[size:]
+        self._starts = {  # in the memory: `own` lies behind all rows
+            id(slot.parameter): slot.start + (0 if slot.owner is None else size)
+            for slot in self.slots
+        }
         self._targets.clear()
-        self._places.clear()
+        self._offsets.clear()
 
     def places(self, layer: AdapterLayer) -> Places:
         """Where the gradients of a LoRA layer go (see `Sink`)."""
-        found = self._places.get(id(layer))
-        if found is None:
-            behind = self.rows.numel()  # in the memory: there is `own`
-            starts = {
-                id(slot.parameter): slot.start + behind * (slot.owner is not None)
-                for slot in self.slots
-            }
-            found = self._places[id(layer)] = places_in(
-                self.memory, layer, starts, rows=self.rows, weights=self._folded
-            )
-        return found
+        offsets = self._offsets.get(id(layer))
+        if offsets is None:
+            row_size = self.shared_size if len(self.rows) > 1 else 0
+            offsets = self._offsets[id(layer)] = offsets_in(layer, self._starts, row_size)
+        weights = self._weights.get(layer.places)
+        if weights is None:
+            weights = self._weights[layer.places] = slot_weights(layer, self.dtype, self._folded)
+        return Places(self.memory, *offsets, weights)
 
     def add(
         self,
@@ -209,37 +211,44 @@ class Arena:
         return views
 
 
-def places_in(
-    memory: Tensor,
-    layer: AdapterLayer,
-    starts: Mapping[int, int],
-    *,
-    rows: Tensor | None = None,
-    weights: Sequence[float] | None = None,
-    square: bool = False,
-) -> Places:
+class Offsets(NamedTuple):
+    """`Places.a_offsets` and `Places.b_offsets` of a LoRA layer, [T + 1, K] each."""
+
+    a: Tensor
+    b: Tensor
+
+
+def offsets_in(layer: AdapterLayer, starts: Mapping[int, int], row_size: int = 0) -> Offsets:
     """Where the gradients of a LoRA layer go in a flat memory.
 
-    starts: id of a weight -> its place in `memory`; others get no gradient. A weight that several
-    tasks share has that place in the first of `rows` [T, P], and in the row of each task if there
-    are several; `weights` [T] multiply the gradients of such weights.
+    starts: id of a weight -> its place in the memory; others get no gradient. Weights that several
+    tasks share have it in the row of task 0; the next task's lies `row_size` further.
     """
     tasks = layer.layout.rank_rows(layer.adapters)
-    width = max(map(len, tasks), default=0)
-    offsets = torch.full((2, len(tasks), width), -1, dtype=torch.int64)
-    factors = torch.ones(len(tasks), width, dtype=memory.dtype)
+    offsets = torch.full((2, len(tasks), max(map(len, tasks), default=0)), -1, dtype=torch.int64)
     for task, slots in enumerate(tasks[:-1]):  # rows without a task have no gradient
-        for k, (adapter, row, _) in enumerate(slots):
-            shared = layer.adapters[adapter].owner is None
+        first = 0
+        for index in dict.fromkeys(adapter for adapter, _, _ in slots):
+            adapter = layer.adapters[index]
+            stop = first + adapter.r
             for factor in (0, 1):
-                weight = layer.parameter(adapter, factor)
-                if (start := starts.get(id(weight))) is None:
-                    continue
-                offset = start + row * weight.shape[1]
-                if shared and rows is not None and len(rows) > 1:
-                    offset += task * rows.shape[1]
-                offsets[factor, task, k] = offset
-            if shared and weights is not None:
-                factors[task, k] = weights[task]
-    offsets, factors = offsets.to(memory.device), factors.to(memory.device)
-    return Places(memory, offsets[0], offsets[1], factors, square)
+                weight = layer.parameter(index, factor)
+                start = starts.get(id(weight))
+                if start is not None:
+                    start += task * row_size if adapter.owner is None else 0
+                    columns = weight.shape[1]
+                    offsets[factor, task, first:stop] = start + columns * torch.arange(adapter.r)
+            first = stop
+    return Offsets(*offsets.to(layer.parameter(0, 0).device))
+
+
+def slot_weights(
+    layer: AdapterLayer, dtype: torch.dtype, weights: Sequence[float] | None = None
+) -> Tensor:
+    """`Places.weights` [T + 1, K]: 1, but weights[t] for the slots of weights that tasks share."""
+    tasks = layer.layout.rank_rows(layer.adapters)
+    factors = torch.ones(len(tasks), max(map(len, tasks), default=0), dtype=dtype)
+    for factor, slots, weight in zip(factors, tasks, weights or (), strict=False):
+        shared = [layer.adapters[adapter].owner is None for adapter, _, _ in slots]
+        factor[: len(slots)][torch.tensor(shared, dtype=torch.bool)] = weight
+    return factors.to(layer.parameter(0, 0).device)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlcore.arena import places_in
+from mtlcore.arena import offsets_in, slot_weights
 from mtlcore.data.batches import collate, row_starts
 from mtlcore.distributed import all_reduce_sum, rank, world_size
 from mtlcore.errors import UserError
 from mtlcore.model.layout import Segment
+from mtlcore.ops import Places
 
 if TYPE_CHECKING:
     from mtlcore.data.batches import Batch
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from mtlcore.losses import Outputs
     from mtlcore.model.backbone import MultiTaskModel
     from mtlcore.model.layers import AdapterLayer
-    from mtlcore.ops import Places
     from mtlcore.run import Run
 
 Labels = Literal["data", "sampled"]
@@ -161,7 +161,8 @@ class _Squares:
         found = self._places.get(id(layer))
         if found is None:
             starts = {weight: int(total.storage_offset()) for weight, total in self._sums.items()}
-            found = places_in(self._memory, layer, starts, square=True)
+            weights = slot_weights(layer, self._memory.dtype)
+            found = Places(self._memory, *offsets_in(layer, starts), weights, square=True)
             self._places[id(layer)] = found
         return found
 

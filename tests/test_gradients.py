@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtlcore.arena import places_in
+from mtlcore.arena import offsets_in, slot_weights
 from mtlcore.data.batches import Batch, deal
 from mtlcore.data.example import Example
 from mtlcore.gradients import Direction, Gradients
@@ -560,7 +560,8 @@ def test_every_row_as_a_segment_gives_the_gradients_of_single_rows() -> None:
 
         def places(self, layer: Any) -> Places:
             starts = {key: int(part.storage_offset()) for key, part in self.found.items()}
-            return places_in(self.memory, layer, starts, square=True)
+            weights = slot_weights(layer, self.memory.dtype)
+            return Places(self.memory, *offsets_in(layer, starts), weights, square=True)
 
         def add(
             self, layer: Any, adapter: int, factor: int, task: int,
