@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -113,6 +114,18 @@ def result(
 def ratios(times: Mapping[str, Sequence[float]], variant: str, rival: str) -> list[float]:
     """Time of `variant` over time of `rival`, round by round."""
     return [mine / theirs for mine, theirs in zip(times[variant], times[rival], strict=True)]
+
+
+class Work(NamedTuple):
+    """The fewest operations and bytes of a computation: its roofline (Williams et al., CACM 2009,
+    https://doi.org/10.1145/1498765.1498785)."""
+
+    operations: float
+    bytes: float
+
+    def floor(self, rate: float, bandwidth: float) -> float:
+        """Seconds at so many operations and bytes a second, each at the same time as the other."""
+        return max(self.operations / rate, self.bytes / bandwidth)
 
 
 class OtherLoad:

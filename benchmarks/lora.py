@@ -10,6 +10,9 @@ of the frozen layer alone (``x Wᵀ`` and ``dy W``) in the same round.
     dense   plain torch: all adapters in one matrix, a mask in rank space; the shared adapter's
             gradient in sum only, so less work than ours
     peft    a loop over adapters as in PEFT's mixed batches: gather, two linears, scatter, autograd
+
+The floor of an overhead is its operations at the frozen layer's rate or its bytes at that of a copy
+of x, whichever takes longer, both of the same rounds.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import Result, interleave, main, result
+from benchmarks.harness import Result, Work, interleave, main, result
 from mtlcore import ops
 
 TOKENS = (512, 2048)
@@ -66,7 +70,7 @@ class Case:
         self._for_peft()
         self.variants: dict[str, Callable[[], dict[str, Tensor]]] = {
             "frozen": self.frozen, "ours": self.ours, "loop": self.loop,
-            "dense": self.dense, "peft": self.peft,
+            "dense": self.dense, "peft": self.peft, "copy": self.copied,
         }  # fmt: skip
 
     def _for_ours(self) -> None:
@@ -156,6 +160,17 @@ class Case:
         assert self.leaf.grad is not None
         return {"y": y.detach(), "dx": self.leaf.grad}
 
+    def copied(self) -> dict[str, Tensor]:
+        return {"x": self.x.clone()}
+
+    @property
+    def work(self) -> Work:
+        """Forward and backward of the adapters: x, y, dy, x, dx and y, dx written; the factors and
+        their gradients, each read and added to."""
+        small = sum(factor.nbytes for factor in self.factors) + self.places.memory.nbytes
+        slots = 2 * RANK * len(self.x)
+        return Work(12 * slots * self.width, 7 * self.x.nbytes + 2 * small)
+
     # -- the check ------------------------------------------------------------------------------
 
     def found(self, variant: str) -> dict[str, Tensor]:
@@ -231,6 +246,17 @@ def _overheads(case: Case, times: dict[str, list[float]]) -> list[Result]:
         results.append(result(case.name, name, [ours / rival], "x", target=target))
     share = 100 * ours / results[0].value
     results.append(result(case.name, "ours, share of frozen", [share], "%"))
+    rate = 4 * case.width * case.x.numel() / statistics.median(frozen)
+    bandwidth = 2 * case.x.nbytes / statistics.median(times[f"{case.name} copy"])
+    floor = 1000 * case.work.floor(rate, bandwidth)
+    for name, value, unit in (
+        ("frozen, rate", rate / 1e9, "GFLOP/s"),
+        ("copy of x, bandwidth", bandwidth / 1e9, "GB/s"),
+        ("floor of the overhead", floor, "ms"),
+        ("ours, share of the floor reached", floor / ours, "x"),
+        ("best plain torch, share of the floor reached", floor / min(loop, dense), "x"),
+    ):
+        results.append(result(case.name, name, [value], unit))
     return results
 
 
