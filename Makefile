@@ -48,6 +48,7 @@ bench: install
 	$(BIN)/python -m pytest benchmarks/bench_*.py
 	$(BIN)/python -m benchmarks.step --json --record
 	$(BIN)/python -m benchmarks.lora --json --record
+	$(BIN)/python -m benchmarks.overhead --json --record
 	$(BIN)/python -m benchmarks.gramian --json --record
 	$(BIN)/python -m benchmarks.cross_entropy --json --record
 	$(BIN)/python -m benchmarks.throughput --json --record

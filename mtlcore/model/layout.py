@@ -318,20 +318,24 @@ class Routing:
         Its tasks are those of the layout and, as the last, `SHARED_ONLY`.
         """
         key = (places, dtype, x.device)
-        if key not in self._tables:
-            self._tables[key] = _slot_tables(self.layout, places, dtype, x.device)
-        return Slots(self._segment_table(x), *self._tables[key])
+        tables = self._tables.get(key)
+        if tables is None:
+            tables = self._tables[key] = _slot_tables(self.layout, places, dtype, x.device)
+        return Slots(self._segment_table(x), *tables)
 
     def _segment_table(self, x: Tensor) -> Tensor:
         """[S, 3] the segments of an input [tokens, in], on its device."""
-        key = (len(x), x.device)
-        if key not in self._segment_tables:
+        tokens = x.shape[0]
+        key = (tokens, x.device)
+        found = self._segment_tables.get(key)
+        if found is None:
             last = len(self.layout.task_names)
             rows = [
-                (last if s.task == SHARED_ONLY else s.task, *s[1:]) for s in self.segments(len(x))
+                (last if s.task == SHARED_ONLY else s.task, *s[1:]) for s in self.segments(tokens)
             ]
-            self._segment_tables[key] = torch.tensor(rows, dtype=torch.int64, device=x.device)
-        return self._segment_tables[key]
+            found = torch.tensor(rows, dtype=torch.int64, device=x.device)
+            self._segment_tables[key] = found
+        return found
 
     def dropout_of(self, layer: int, x: Tensor) -> Dropout | None:
         """The masks of an adapter layer's input x [tokens, in]; `layer`: a number of its own.
@@ -341,7 +345,7 @@ class Routing:
         cut into batches, and a recomputed forward pass meets the same. None where no row of the
         batch has dropout.
         """
-        if not any(self._dropout(task) for task, _, _ in self.rows):
+        if not any(self.dropout) or not any(self._dropout(task) for task, _, _ in self.rows):
             return None
         key = (len(x), x.device)
         if key not in self._masks:

@@ -48,8 +48,6 @@ class MultiTaskLora(AdapterLayer):
     ) -> None:
         super().__init__(routing, name, "lora")
         self.number = seed_of(name)  # of its dropout masks
-        frozen = [adapter.frozen for adapter in self.adapters]
-        self.trained = frozen.index(False) if False in frozen else 0  # an adapter
         self.base = base.requires_grad_(False)
         self.transposed = isinstance(base, Conv1D)
         out_features, in_features = base.weight.shape[:: -1 if self.transposed else 1]
@@ -67,8 +65,9 @@ class MultiTaskLora(AdapterLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = _dense(x.reshape(-1, self.in_features))
-        weight: Tensor = self.base.weight
-        bias: Tensor | None = self.base.bias
+        base = self.base
+        weight: Tensor = base.weight
+        bias: Tensor | None = base.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             flat, weight = flat.to(dtype), weight.to(dtype)
@@ -84,7 +83,7 @@ class MultiTaskLora(AdapterLayer):
             apply: Callable[..., Tensor] = _LoraLinear.apply  # torch leaves it untyped
             slots = self.routing.slots(self.places, flat, self.down.dtype)
             dropout = self.routing.dropout_of(self.number, flat) if self.training else None
-            y = apply(flat, weight, bias, self, slots, dropout, self.parameter(self.trained, 0))
+            y = apply(flat, weight, bias, self, slots, dropout, *self._trained)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -109,6 +108,9 @@ class MultiTaskLora(AdapterLayer):
                 self.down = buffer
             else:
                 self.up = buffer
+        weights = self._weights()
+        # One that is trained, if any is; in a tuple, past the registry of nn.Module.
+        self._trained = tuple([w for w in weights if w.requires_grad][:1] or weights[:1])
 
     def _apply(self, *args: Any, **kwargs: Any) -> MultiTaskLora:
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]

@@ -75,7 +75,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 def active_backend(op: str, device: torch.device | str) -> str:
     """The backend that `op` runs on for tensors on `device`; BackendError when none can."""
-    device_type = torch.device(device).type
+    return _resolve(op, torch.device(device).type)
+
+
+def _resolve(op: str, device_type: str) -> str:
     name = _asked_for()
     if name is not None:
         reason = _why_not(op, name) or _wrong_device(name, device_type)
@@ -100,7 +103,7 @@ def active_backend(op: str, device: torch.device | str) -> str:
 
 def kernel(op: str, device: torch.device) -> Kernel:
     """The function that runs `op` for tensors on `device`."""
-    return _kernels[op][active_backend(op, device)]
+    return _kernels[op][_resolve(op, device.type)]
 
 
 def table() -> list[OpStatus]:
@@ -158,6 +161,7 @@ def _import_error(module: str) -> str:
     return ""
 
 
+@cache
 def core() -> Any:
     """The compiled core. Imported after torch, so that both use torch's OpenMP threads."""
     return importlib.import_module("mtlcore._core")

@@ -19,6 +19,8 @@ from benchmarks import (
     fisher,
     gramian,
     harness,
+    lora,
+    overhead,
     startup,
     step,
     throughput,
@@ -218,6 +220,27 @@ def test_gramian(capsys: pytest.CaptureFixture[str]) -> None:
         share = found["combine, share of copy bandwidth"]
         assert share["target"] == gramian.SHARE
         assert share["met"] == (share["value"] >= gramian.SHARE)
+
+
+def test_lora(capsys: pytest.CaptureFixture[str]) -> None:
+    lora.run(["--json", "--rounds", "3", "--tokens", "64", "--widths", "48"])
+    record = last_line(capsys, "lora")
+    for case in ("N=64 48 T=1", "N=64 48 T=8"):
+        found = metrics(record, case)
+        floor, overhead_of_ours = found["floor of the overhead"], found["ours, overhead"]
+        assert floor["value"] > 0
+        share = found["ours, share of the floor reached"]["value"]
+        assert share == pytest.approx(floor["value"] / overhead_of_ours["value"])
+    assert metrics(record, "N=64 48")["T=8 / T=1, total"]["target"] == lora.TARGET_TASKS
+
+
+def test_overhead(capsys: pytest.CaptureFixture[str]) -> None:
+    overhead.run(["--json", "--rounds", "5"])
+    record = last_line(capsys, "overhead")
+    for way in ("forward", "backward"):
+        found = metrics(record, way)
+        assert found["ours"]["value"] > found["function"]["value"] > 0
+        assert found["ours - function"]["target"] == overhead.TARGET
 
 
 def test_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:
