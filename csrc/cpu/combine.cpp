@@ -1,7 +1,8 @@
 // out = Jᵀ w in J's dtype. J [T, P] is read once, out [P] written once.
 //
-// 8 vectors of columns stay in registers while all T rows are added to them, in the order of the
-// tasks, so a column's result depends on neither its neighbours nor the threads.
+// 8 vectors of columns stay in registers while 8 rows are added to them; a chunk's sums wait in the
+// cache for its next 8 rows. All in the order of the tasks, so a column's result depends on neither
+// its neighbours nor the threads.
 
 #include <algorithm>
 
@@ -11,6 +12,7 @@
 namespace mtlcore::cpu {
 namespace {
 
+constexpr int64_t kStreams = 8;           // rows at a time: the hardware prefetches only so many
 constexpr int64_t kChunkColumns = 16384;  // the unit of work of a thread: 64 KB of each fp32 row
 
 template <class Scalar>
@@ -19,23 +21,31 @@ MTLCORE_BODY void chunk_body(const Scalar* J, const Scalar* w, int64_t tasks, in
     using Vector = typename Simd<Scalar>::Vector;
     constexpr int kLanes = Simd<Scalar>::kLanes;
     constexpr int kVectors = 8;
-    int64_t column = 0;
-    for (; column + kVectors * kLanes <= count; column += kVectors * kLanes) {
-        Vector sums[kVectors] = {};
-        for (int64_t t = 0; t < tasks; ++t) {
-            const Scalar* row = J + t * stride + column;
+    for (int64_t first = 0; first == 0 || first < tasks; first += kStreams) {
+        const int64_t last = std::min(first + kStreams, tasks);
+        int64_t column = 0;
+        for (; column + kVectors * kLanes <= count; column += kVectors * kLanes) {
+            Vector sums[kVectors] = {};
+            if (first > 0) {
+                for (int v = 0; v < kVectors; ++v) {
+                    sums[v] = *reinterpret_cast<const Vector*>(out + column + v * kLanes);
+                }
+            }
+            for (int64_t t = first; t < last; ++t) {
+                const Scalar* row = J + t * stride + column;
+                for (int v = 0; v < kVectors; ++v) {
+                    sums[v] += w[t] * *reinterpret_cast<const Vector*>(row + v * kLanes);
+                }
+            }
             for (int v = 0; v < kVectors; ++v) {
-                sums[v] += w[t] * *reinterpret_cast<const Vector*>(row + v * kLanes);
+                *reinterpret_cast<Vector*>(out + column + v * kLanes) = sums[v];
             }
         }
-        for (int v = 0; v < kVectors; ++v) {
-            *reinterpret_cast<Vector*>(out + column + v * kLanes) = sums[v];
+        for (; column < count; ++column) {
+            Scalar sum = first > 0 ? out[column] : 0;
+            for (int64_t t = first; t < last; ++t) sum += w[t] * J[t * stride + column];
+            out[column] = sum;
         }
-    }
-    for (; column < count; ++column) {
-        Scalar sum = 0;
-        for (int64_t t = 0; t < tasks; ++t) sum += w[t] * J[t * stride + column];
-        out[column] = sum;
     }
 }
 
