@@ -180,6 +180,11 @@ class Run:
             self.model.flat_problem = "the recipe asks for padding"
         elif not self.model.try_flat():
             self.note(f"batches are padded: {self.model.flat_problem}")
+        if self.model.whole_logits_problem:
+            self.note(
+                "token losses are taken from whole logits, which needs more memory: "
+                f"{self.model.whole_logits_problem}"
+            )
         if self.recipe.training.gradient_checkpointing:
             self.model.backbone.activation_checkpointing_enable({"use_reentrant": False})
 

@@ -11,8 +11,10 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    CohereConfig,
     Gemma2Config,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
@@ -56,6 +58,8 @@ CONFIGS: dict[str, PretrainedConfig] = {
         vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, dropout=0.0,
         num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=32, **_IDS,
     ),
+    "cohere": CohereConfig(**_SIZES, num_key_value_heads=2, logit_scale=0.0625, **_IDS),
+    "granite": GraniteConfig(**_SIZES, num_key_value_heads=2, logits_scaling=3.0, **_IDS),
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, **_IDS),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mtlcore.errors import Problem, RecipeError, UserError, did_you_mean
-from mtlcore.losses import Outputs, cross_entropy, linear_cross_entropy, sum_by_task
+from mtlcore.losses import Outputs, cross_entropy
 from mtlcore.model import attention
 from mtlcore.model.bottleneck import Bottleneck
 from mtlcore.model.heads import POOLINGS, Heads, PromptStates, TaskFacts
@@ -22,6 +22,8 @@ from mtlcore.model.hub import FIX
 from mtlcore.model.layers import AdapterLayer, weights_of
 from mtlcore.model.layout import Layout, Routing, block_name, block_number, row_segments
 from mtlcore.model.lora import MultiTaskLora
+from mtlcore.model.output_head import HeadForm, head_form
+from mtlcore.ops import sum_by_task, task_cross_entropy
 from mtlcore.seeds import generator
 
 if TYPE_CHECKING:
@@ -122,7 +124,9 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         facts = tuple(tasks) or (TaskFacts(dropout=lora.lora_dropout),) * len(layout.task_names)
         self.backbone = backbone.requires_grad_(False)
-        self._plain_head = head_gives_logits(backbone)
+        form = head_form(backbone)
+        self._head_form = form if isinstance(form, HeadForm) else None
+        self.whole_logits_problem = form if isinstance(form, str) else None
         self.layout = layout
         self.routing = Routing(layout, dropout=tuple(fact.dropout for fact in facts))
         self.smoothing = tuple(fact.smoothing for fact in facts)
@@ -284,7 +288,7 @@ class MultiTaskModel(nn.Module):
         )
         head: Any = self.backbone.get_output_embeddings()
         self._wants_hidden = self.keep_pooled or bool(batch.head_rows)
-        self._wants_logits = keep_logits or not self._plain_head or self._is_touched(head)
+        self._wants_logits = keep_logits or self._head_form is None or self._is_touched(head)
         logits = self.backbone(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -299,9 +303,10 @@ class MultiTaskModel(nn.Module):
             states = PromptStates(hidden, batch)
             pooled = states.mean if self.keep_pooled else None
             head_logits = self._head_logits(states, batch)
-        losses = self._losses(logits if labelled is None else labelled, head_logits, batch)
+        tokens = logits if labelled is None else labelled
+        losses, sums = self._losses(tokens, head_logits, batch)
         return Outputs(
-            sum_by_task(losses, batch),
+            sums,
             batch.counts,
             losses,
             pooled,
@@ -309,26 +314,37 @@ class MultiTaskModel(nn.Module):
             logits if keep_logits else None,
         )
 
-    def _losses(self, tokens: Tensor, head_logits: Sequence[Tensor], batch: Batch) -> Tensor:
-        """[L + H] losses of the tokens and of each head segment's rows, smoothed in training.
+    def _losses(
+        self, tokens: Tensor, head_logits: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [L + H] of the tokens and the head segments' rows, smoothed in training; sums [T].
 
         tokens: the logits [L, V] of the labelled tokens or, to be taken in pieces, their hidden
         states [L, d].
         """
-        sizes = [len(batch.labels), *(len(part) for part in head_logits)]
-        shares: Sequence[Tensor | None] = [None] * len(sizes)
+        count = len(batch.counts)
+        label_tasks, head_tasks = batch.label_tasks.tensor_split([len(batch.labels)])
+        smoothing = None
         if self.training and any(self.smoothing):
-            of_tasks = torch.tensor(self.smoothing, dtype=torch.float64).to(tokens.device)
-            shares = of_tasks[batch.label_tasks].split(sizes)
+            smoothing = torch.tensor(self.smoothing, dtype=torch.float64, device=tokens.device)
         if self._wants_logits:
-            found = [cross_entropy(tokens, batch.labels, shares[0])]
+            shares = None if smoothing is None else smoothing[label_tasks]
+            losses = cross_entropy(tokens, batch.labels, shares)
+            sums = sum_by_task(losses, label_tasks, count)
         else:
+            assert self._head_form is not None
             head: Any = self.backbone.get_output_embeddings()
-            found = [linear_cross_entropy(tokens, head.weight, head.bias, batch.labels, shares[0])]
-        if batch.head_labels is not None:
-            labels = batch.head_labels.split(sizes[1:])
-            found += map(cross_entropy, head_logits, labels, shares[1:])
-        return torch.cat(found)
+            losses, sums = task_cross_entropy(
+                tokens, head.weight, batch.labels, label_tasks, count,
+                bias=head.bias, smoothing=smoothing, **self._head_form._asdict(),
+            )  # fmt: skip
+        if batch.head_labels is None:
+            return losses, sums
+        sizes = [len(part) for part in head_logits]
+        shares_of = [None] * len(sizes) if smoothing is None else smoothing[head_tasks].split(sizes)
+        labels = batch.head_labels.split(sizes)
+        of_heads = torch.cat(list(map(cross_entropy, head_logits, labels, shares_of)))
+        return torch.cat([losses, of_heads]), sums + sum_by_task(of_heads, head_tasks, count)
 
     def _head_logits(self, states: PromptStates, batch: Batch) -> list[Tensor]:
         """Logits [n, options] of each segment that a head answers, in the order of the rows."""
@@ -426,23 +442,6 @@ class MultiTaskModel(nn.Module):
         finally:
             self.routing.leave()
             self.train(was_training)
-
-
-@torch.no_grad()
-def head_gives_logits(backbone: PreTrainedModel) -> bool:
-    """Whether a model's logits are what its output head gives: no factor or cap comes after it."""
-    head = backbone.get_output_embeddings()
-    kept: list[Tensor] = []
-    handle = head.register_forward_hook(lambda _, __, output: kept.append(output))
-    try:
-        ids = torch.arange(2, device=head.weight.device)[None]
-        logits: Tensor = backbone(input_ids=ids, use_cache=False).logits
-    except Exception:  # an architecture may fail in any way here; whole logits still serve
-        return False
-    finally:
-        handle.remove()
-    alike = len(kept) == 1 and torch.equal(kept[0].to(logits.dtype), logits)
-    return alike and isinstance(head, nn.Linear)
 
 
 def bottleneck_targets(

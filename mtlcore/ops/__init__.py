@@ -12,6 +12,7 @@ from mtlcore.ops.lora import (
     lora_forward,
     lora_shrink,
 )
+from mtlcore.ops.task_cross_entropy import sum_by_task, task_cross_entropy
 
 __all__ = [
     "BackendError",
@@ -26,6 +27,8 @@ __all__ = [
     "lora_expand",
     "lora_forward",
     "lora_shrink",
+    "sum_by_task",
     "table",
+    "task_cross_entropy",
     "use_backend",
 ]

@@ -21,7 +21,8 @@ from mtlcore.errors import UserError, did_you_mean
 ENVIRONMENT_VARIABLE = "MTLCORE_BACKEND"
 
 BACKENDS = {
-    "reference": "plain torch, on any device",
+    "reference": "the specification in float64, on any device",
+    "torch": "torch's own kernels, for ops that are made of matrix products; on any device",
     "cpp": "C++ with OpenMP, on the CPU",
     "cuda": "CUDA, on NVIDIA GPUs",
     "triton": "Triton, on NVIDIA GPUs (on the CPU under TRITON_INTERPRET=1)",
@@ -29,7 +30,11 @@ BACKENDS = {
 
 # The first that is available runs. CUDA kernels are compiled in only where nvcc was found at
 # installation, so a GPU has a second choice; `mtlcore ops` shows which one it is.
-_DEFAULTS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
+_DEFAULTS = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
+_ELSEWHERE = ("torch", "reference")
+
+# Asking for one of them chooses among kernels of our own, which an op of torch's does not have.
+_COMPILED = {"cpp", "cuda", "triton"}
 
 Kernel = Callable[..., None]
 
@@ -80,7 +85,7 @@ def active_backend(op: str, device: torch.device | str) -> str:
 
 def _resolve(op: str, device_type: str) -> str:
     name = _asked_for()
-    if name is not None:
+    if name is not None and not (name in _COMPILED and "torch" in _kernels[op]):
         reason = _why_not(op, name) or _wrong_device(name, device_type)
         if reason:
             have = ", ".join(status.backend for status in _statuses(op) if status.available)
@@ -90,7 +95,8 @@ def _resolve(op: str, device_type: str) -> str:
                 fix=f"available for {op} here: {have}",
             )
         return name
-    candidates = _DEFAULTS.get(device_type, ("reference",))
+    defaults = _DEFAULTS.get(device_type, _ELSEWHERE)
+    candidates = [name for name in defaults if name in _kernels[op]]
     for candidate in candidates:
         if not _why_not(op, candidate):
             return candidate
@@ -193,6 +199,7 @@ def _no_triton() -> str:
 
 _UNAVAILABLE: dict[str, Callable[[], str]] = {
     "reference": str,
+    "torch": str,
     "cpp": _no_core,
     "cuda": _no_cuda,
     "triton": _no_triton,

@@ -17,9 +17,9 @@
 Of tiny Llama, Qwen 2 and GPT-2 models the activations are 0.68 to 1.33 times what autograd keeps
 (tests/preflight/test_estimate.py).
 
-Left out: padding, attention's and the allocator's working memory, logits in one piece (Gemma 2, or
-a trained head), evaluation and generation, what components keep, the rows, and the libraries
-themselves (hundreds of MB).
+Left out: padding, attention's and the allocator's working memory, logits in one piece (a trained
+head, or a model that changes its logits in an unknown way), evaluation and generation, what
+components keep, the rows, and the libraries themselves (hundreds of MB).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from transformers.pytorch_utils import Conv1D
 
 from mtlcore.arena import Arena
 from mtlcore.gradients import folds_rows
-from mtlcore.losses import PIECE
 from mtlcore.model.layout import block_number
 from mtlcore.model.lora import MultiTaskLora
+from mtlcore.ops.task_cross_entropy import PIECE
 from mtlcore.preflight.model import device_of_run, frozen_weights
 from mtlcore.preflight.records import Memory
 

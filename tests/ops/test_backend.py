@@ -105,6 +105,19 @@ def test_an_op_without_the_kernel_that_was_asked_for_says_which_it_has(monkeypat
         active_backend("other", "cpu")
 
 
+@pytest.mark.parametrize("asked", ["cpp", "cuda", "triton"])
+def test_a_compiled_backend_is_not_asked_of_an_op_of_torchs_own_kernels(asked):
+    assert active_backend("task_cross_entropy", "cpu") == "torch"
+    assert active_backend("task_cross_entropy", "cuda") == "torch"
+    assert active_backend("task_cross_entropy", "mps") == "torch"
+    with use_backend(asked):
+        assert active_backend("task_cross_entropy", "cpu") == "torch"
+    with use_backend("reference"):
+        assert active_backend("task_cross_entropy", "cpu") == "reference"
+    with use_backend("torch"), pytest.raises(BackendError, match="gramian has no torch kernel"):
+        active_backend("gramian", "cpu")
+
+
 def test_the_table_has_every_op_with_every_backend_and_a_reason_where_it_is_missing():
     rows = table()
     assert {(row.op, row.backend) for row in rows} >= {
