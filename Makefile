@@ -8,7 +8,7 @@ CXX_FILES := $(shell find csrc -type f)
 JOBS ?= 2
 TESTS := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: install demo test tour slow check fix bench gpu docs clean
+.PHONY: install demo test tour slow sanitize check fix bench gpu docs clean
 
 install: .venv/.installed
 
@@ -62,6 +62,10 @@ bench: install
 # Wheel, sdist and repeated installs in empty environments: minutes.
 slow: install
 	@$(BIN)/python -m pytest -m slow
+
+# The ops' tests on cores built with AddressSanitizer and UBSan, and by clang: minutes.
+sanitize: install
+	@$(BIN)/python -m pytest -m slow tests/ops/test_builds.py
 
 # On a machine with a GPU, which may have no network; MTLCORE_GPU_DRY=1 tries it without one.
 gpu:

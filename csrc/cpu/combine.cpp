@@ -27,19 +27,17 @@ MTLCORE_BODY void chunk_body(const Scalar* J, const Scalar* w, int64_t tasks, in
         for (; column + kVectors * kLanes <= count; column += kVectors * kLanes) {
             Vector sums[kVectors] = {};
             if (first > 0) {
-                for (int v = 0; v < kVectors; ++v) {
-                    sums[v] = *reinterpret_cast<const Vector*>(out + column + v * kLanes);
-                }
+                for (int v = 0; v < kVectors; ++v) load(out + column + v * kLanes, sums[v]);
             }
             for (int64_t t = first; t < last; ++t) {
                 const Scalar* row = J + t * stride + column;
                 for (int v = 0; v < kVectors; ++v) {
-                    sums[v] += w[t] * *reinterpret_cast<const Vector*>(row + v * kLanes);
+                    Vector part;
+                    load(row + v * kLanes, part);
+                    sums[v] += w[t] * part;
                 }
             }
-            for (int v = 0; v < kVectors; ++v) {
-                *reinterpret_cast<Vector*>(out + column + v * kLanes) = sums[v];
-            }
+            for (int v = 0; v < kVectors; ++v) store(sums[v], out + column + v * kLanes);
         }
         for (; column < count; ++column) {
             Scalar sum = first > 0 ? out[column] : 0;
@@ -65,7 +63,7 @@ MTLCORE_AVX2 void chunk_avx2(const Scalar* J, const Scalar* w, int64_t tasks, in
 
 template <class Scalar>
 void combine(const Scalar* J, const Scalar* w, int64_t tasks, int64_t columns, int64_t stride,
-             Scalar* out, int threads) {
+             Scalar* out, [[maybe_unused]] int threads) {
     const auto chunk = has_avx2() ? chunk_avx2<Scalar> : chunk_plain<Scalar>;
     const int64_t chunks = (columns + kChunkColumns - 1) / kChunkColumns;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (chunks > 1)

@@ -17,11 +17,6 @@ struct Tile {
     static constexpr int kVectors = Bytes >= 64 ? 4 : 2;
 };
 
-template <class Vector, class Scalar>
-MTLCORE_BODY void load(const Scalar* place, Vector& vector) {
-    vector = *reinterpret_cast<const Vector*>(place);
-}
-
 // sums[i * kRight + j] = left[i] . right[j] over `count` columns.
 template <int Bytes, class Scalar>
 MTLCORE_BODY void dots(const Scalar* const* left, const Scalar* const* right, int64_t count,
@@ -52,7 +47,7 @@ MTLCORE_BODY void dots(const Scalar* const* left, const Scalar* const* right, in
         }
     }
     sum_lanes<T::kLanes>(lanes);
-    *reinterpret_cast<Vector*>(sums) = lanes[0];
+    store(lanes[0], sums);
 }
 
 }  // namespace mtlcore::cpu

@@ -76,7 +76,7 @@ MTLCORE_AVX512 void chunk_avx512(const Scalar* J, int64_t tasks, int64_t begin, 
 
 template <class Scalar>
 void gramian(const Scalar* J, int64_t tasks, int64_t columns, int64_t stride, double* partials,
-             double* gramian, int threads) {
+             double* gramian, [[maybe_unused]] int threads) {
     const auto chunk = has_avx512() ? chunk_avx512<Scalar>
                        : has_avx2() ? chunk_avx2<Scalar>
                                     : chunk_plain<Scalar>;

@@ -76,7 +76,9 @@ MTLCORE_BODY void outer_vectors(const Scalar* coefficients, int64_t step_i, int6
         Target* out = target[i] + column;
         for (int v = 0; v < V; ++v) {
             if constexpr (std::is_same_v<Target, Scalar>) {
-                *reinterpret_cast<Vector*>(out + v * T::kLanes) += sums[i][v];
+                Vector sum;
+                load(out + v * T::kLanes, sum);
+                store(sum + sums[i][v], out + v * T::kLanes);
             } else {
                 for (int lane = 0; lane < T::kLanes; ++lane) {
                     Target& one = out[v * T::kLanes + lane];
@@ -363,7 +365,7 @@ MTLCORE_FOR_EACH_TARGET(grad,
 
 template <class X, class Scalar>
 void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
-              const LoraGrads<X, Scalar>* grads, int64_t grad_count, int threads) {
+              const LoraGrads<X, Scalar>* grads, int64_t grad_count, [[maybe_unused]] int threads) {
     const auto tokens = tokens_kernel<X, Scalar>();
     const auto grad = grad_kernel<X, Scalar>();
     std::vector<Item> items;

@@ -8,6 +8,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -22,16 +25,42 @@
 
 namespace mtlcore::cpu {
 
-// aligned(sizeof(Scalar)): rows start anywhere; may_alias: the memory holds plain scalars.
+// A Vector is computed with. Rows start anywhere and hold plain scalars, so `load` and `store` go
+// by another type, which no template may deduce: its attributes would be dropped.
 template <class Scalar, int Bytes = 32>
 struct Simd {
-    typedef Scalar Vector __attribute__((vector_size(Bytes), aligned(sizeof(Scalar)), may_alias));
+    typedef Scalar Vector __attribute__((vector_size(Bytes)));
+    typedef Scalar Stored __attribute__((vector_size(Bytes), aligned(sizeof(Scalar)), may_alias));
     static constexpr int kLanes = Bytes / static_cast<int>(sizeof(Scalar));
 };
 
+template <class Vector, class Scalar>
+MTLCORE_BODY void load(const Scalar* place, Vector& vector) {
+    vector = *reinterpret_cast<const typename Simd<Scalar, sizeof(Vector)>::Stored*>(place);
+}
+
+template <class Vector, class Scalar>
+MTLCORE_BODY void store(const Vector& vector, Scalar* place) {
+    *reinterpret_cast<typename Simd<Scalar, sizeof(Vector)>::Stored*>(place) = vector;
+}
+
+// MTLCORE_VECTOR_BYTES keeps to narrower vectors than the machine has, so that tests reach all.
+inline int widest() {
+    static const int answer = [] {
+        const char* asked = std::getenv("MTLCORE_VECTOR_BYTES");
+        const std::string text = asked == nullptr ? "64" : asked;
+        for (const int bytes : {16, 32, 64}) {
+            if (text == std::to_string(bytes)) return bytes;
+        }
+        throw std::invalid_argument("MTLCORE_VECTOR_BYTES must be 16, 32 or 64, found " + text);
+    }();
+    return answer;
+}
+
 inline bool has_avx2() {
 #if defined(__x86_64__)
-    static const bool answer = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    static const bool answer =
+        widest() >= 32 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     return answer;
 #else
     return false;
@@ -40,9 +69,10 @@ inline bool has_avx2() {
 
 inline bool has_avx512() {
 #if defined(__x86_64__)
-    static const bool answer =
-        has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+    static const bool answer = widest() >= 64 && has_avx2() && __builtin_cpu_supports("avx512f") &&
+                               __builtin_cpu_supports("avx512vl") &&
+                               __builtin_cpu_supports("avx512dq") &&
+                               __builtin_cpu_supports("avx512bw");
     return answer;
 #else
     return false;

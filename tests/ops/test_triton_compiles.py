@@ -10,14 +10,14 @@ import pytest
 
 # Types of the kernels' arguments; those of the tensors' own dtype and the wider one are filled in.
 NARROW = {"source", "target"}
-WIDE = {"down", "up", "reduced", "scales", "weights", "partials", "memory", "J", "w"}
+WIDE = {"down", "up", "reduced", "scales", "weights", "partials", "memory", "J", "w", "out"}
 OTHERS = {
     "segments": "*i64", "keys": "*i64", "offsets": "*i64", "rows": "*i32", "positions": "*i32",
     "shares": "*fp64", "layer": "i64",
 }  # fmt: skip
 BLOCKS = {"BLOCK_K": 32, "BLOCK_C": 128}
 TOKENS = {"SEGMENTS": 8, "BLOCK_M": 32, **BLOCKS}
-KERNELS = [
+LORA = [
     ("tokens_kernel", {
         **TOKENS, "SCALED": scaled, "DROP_SOURCE": not drops_target, "DROP_TARGET": drops_target,
         "HAS_SOURCE": has_source, "HAS_TARGET": has_target,
@@ -30,10 +30,16 @@ KERNELS = [
     ("chunks_kernel", {**TOKENS, "CHUNK": 512, "DROPOUT": True}),
     ("sum_kernel", {**BLOCKS, "CHUNK": 512, "SCALED": True, "SQUARE": True}),
 ]  # fmt: skip
+GRAMIAN = [
+    ("chunk_kernel", {"BLOCK_T": 16, "BLOCK_P": 128, "FOLD": 1024}),
+    ("sum_kernel", {"BLOCK": 128}),
+]
+COMBINE = [("combine_kernel", {"BLOCK": 1024})]
+SUMS = {"partials": "*fp64", "out": "*fp64"}  # of the Gramian, in any dtype of J
 
 
 @pytest.mark.parametrize(("capability", "narrow"), [(80, "fp32"), (90, "bf16")])
-def test_kernels_of_lora_compile_to_machine_code(capability: int, narrow: str) -> None:
+def test_kernels_compile_to_machine_code(capability: int, narrow: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, __file__, str(capability), narrow]
     subprocess.run(command, env=environment, check=True)
@@ -44,17 +50,24 @@ def compile_all(capability: int, narrow: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from mtlcore.ops.triton import LAUNCH_OPTIONS, lora
+    from mtlcore.ops.triton import LAUNCH_OPTIONS, combine, gramian, lora
 
-    def type_of(name: str) -> str:
-        if name in NARROW | WIDE:
-            return "*" + (narrow if name in NARROW else "fp32")
-        return OTHERS.get(name, "i32")
-
-    for name, constants in KERNELS:
-        kernel = getattr(lora, name)
+    known = {
+        **OTHERS, **dict.fromkeys(NARROW, "*" + narrow), **dict.fromkeys(WIDE, "*fp32")
+    }  # fmt: skip
+    kernels = [
+        (getattr(module, name), {**known, **types}, constants)
+        for module, types, listed in (
+            (lora, {}, LORA),
+            (gramian, SUMS, GRAMIAN),
+            (combine, {}, COMBINE),
+        )
+        for name, constants in listed
+    ]
+    for kernel, types, constants in kernels:
+        name = kernel.__name__
         signature = {
-            argument: "constexpr" if argument in constants else type_of(argument)
+            argument: "constexpr" if argument in constants else types.get(argument, "i32")
             for argument in kernel.arg_names
         }
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
