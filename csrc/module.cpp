@@ -246,13 +246,19 @@ void add_sides(std::vector<Side<X, Scalar>>& sides, const Views& tokens, const c
     }
 }
 
-// Each row of a gradient lies in the memory; below 0 it is not wanted.
-void check_offsets(const TensorView& offsets, const char* name, int64_t columns, int64_t size) {
-    const auto* values = offsets.ptr<const int64_t>();
-    for (int64_t i = 0; i < offsets.shape[0] * offsets.shape[1]; ++i) {
-        if (values[i] >= 0 && values[i] + columns > size) {
-            throw std::invalid_argument(std::string(name) + " holds " + std::to_string(values[i]) +
-                                        ", beyond a memory of " + std::to_string(size));
+// Each row of a factor's gradient lies in the memory; below 0 it is not wanted.
+template <class X, class Scalar>
+void check_offsets(const TensorView& offsets, const char* name, const Side<X, Scalar>& side,
+                   const Lora<Scalar>& lora, int64_t tasks, int64_t size) {
+    for (int64_t task = 0; task < tasks; ++task) {
+        const auto* values = offsets.ptr<const int64_t>() + task * lora.width;
+        const auto [begin, end] = side.slots(lora, task);
+        for (int64_t k = begin; k < end; ++k) {
+            if (values[k] >= 0 && values[k] + side.columns > size) {
+                throw std::invalid_argument(std::string(name) + " holds " +
+                                            std::to_string(values[k]) + ", beyond a memory of " +
+                                            std::to_string(size));
+            }
         }
     }
 }
@@ -273,7 +279,7 @@ LoraGrads<X, Scalar> grads_of(const Side<const X, Scalar>& side, const TensorVie
     check_whole(places.weights, "weights", dtype, {tasks, lora.width});
     check_rank(places.memory, "memory", 1);
     check_whole(places.memory, "memory", dtype, {places.memory.shape[0]});
-    check_offsets(offsets, name, side.columns, places.memory.shape[0]);
+    check_offsets(offsets, name, side, lora, tasks, places.memory.shape[0]);
     return {side,
             reduced.ptr<const Scalar>(),
             scaled,
