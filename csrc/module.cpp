@@ -2,8 +2,10 @@
 // public ops; every output and every scratch tensor is allocated there.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "common/chunks.h"
 #include "common/half.h"
@@ -172,22 +174,6 @@ Lora<Scalar> lora_of(const LoraViews& views, Dtype dtype, int64_t tokens) {
     return {segments, count, rows, views.scales.ptr<const Scalar>(), width, tokens, dropout};
 }
 
-// A factor [R, columns] that has all rows of the slots.
-template <class Scalar>
-const Scalar* factor_of(const TensorView& view, const char* name, Dtype dtype, int64_t columns,
-                        const Lora<Scalar>& lora, int64_t tasks) {
-    check_rank(view, name, 2);
-    const int64_t ranks = view.shape[0];
-    check_whole(view, name, dtype, {ranks, columns});
-    for (int64_t i = 0; i < tasks * lora.width; ++i) {
-        if (lora.rows[i] >= ranks) {
-            throw std::invalid_argument("rows holds " + std::to_string(lora.rows[i]) + ", but " +
-                                        name + " has " + std::to_string(ranks) + " rows");
-        }
-    }
-    return view.ptr<const Scalar>();
-}
-
 // Run the body with X = the dtype of x, Scalar = that of the factors, and the latter's name.
 template <class Body>
 void for_storage(const TensorView& x, Body body) {
@@ -216,133 +202,154 @@ void with_lora(const TensorView& x, const LoraViews& views, Body body) {
     });
 }
 
-template <class X, class Scalar>
-void read_from(TokenPass<X, Scalar>& pass, const TensorView& source, const Scalar* down,
-               bool drops) {
-    pass.source = source.ptr<const X>();
-    pass.source_stride = source.stride(0);
-    pass.source_columns = source.shape[1];
-    pass.down = down;
-    pass.drops_source = drops;
-}
+using Views = std::vector<TensorView>;
 
+// Add tokens and factor of each layer that is run; their rank rows follow each other.
 template <class X, class Scalar>
-void write_to(TokenPass<X, Scalar>& pass, const TensorView& target, const Scalar* up, bool drops) {
-    pass.target = target.ptr<X>();
-    pass.target_stride = target.stride(0);
-    pass.target_columns = target.shape[1];
-    pass.up = up;
-    pass.drops_target = drops;
-}
-
-// Each row of a gradient lies in the memory; below 0 it is not wanted.
-void check_offsets(const TensorView& offsets, const char* name, int64_t columns, int64_t size) {
-    const auto* values = offsets.ptr<const int64_t>();
-    for (int64_t i = 0; i < offsets.shape[0] * offsets.shape[1]; ++i) {
-        if (values[i] >= 0 && values[i] + columns > size) {
-            throw std::invalid_argument(std::string(name) + " holds " + std::to_string(values[i]) +
-                                        ", beyond a memory of " + std::to_string(size));
+void add_sides(std::vector<Side<X, Scalar>>& sides, const Views& tokens, const char* name,
+               const Views& factors, const char* factor_name, Dtype x_dtype, Dtype dtype,
+               const Lora<Scalar>& lora, int64_t tasks, bool drops) {
+    if (tokens.size() != factors.size()) {
+        throw std::invalid_argument(
+            std::string(name) + " and " + factor_name + " must be as many tensors, found " +
+            std::to_string(tokens.size()) + " and " + std::to_string(factors.size()));
+    }
+    int64_t ranks = 0;
+    for (size_t p = 0; p < tokens.size(); ++p) {
+        check_rank(tokens[p], name, 2);
+        const int64_t columns = tokens[p].shape[1];
+        check_matrix(tokens[p], name, x_dtype, lora.tokens, columns);
+        check_rank(factors[p], factor_name, 2);
+        const int64_t first = ranks;
+        ranks += factors[p].shape[0];
+        check_whole(factors[p], factor_name, dtype, {ranks - first, columns});
+        sides.push_back({tokens[p].ptr<X>(), tokens[p].stride(0), columns,
+                         factors[p].ptr<const Scalar>(), first, ranks, drops});
+    }
+    for (int64_t task = 0; task < tasks; ++task) {
+        size_t p = 0;
+        for (int64_t i = task * lora.width; i < (task + 1) * lora.width; ++i) {
+            const int64_t row = lora.rows[i];
+            if (row < 0) break;
+            if (row >= ranks) {
+                throw std::invalid_argument("rows holds " + std::to_string(row) + ", but " +
+                                            factor_name + " has " + std::to_string(ranks) +
+                                            " rows");
+            }
+            if (row < sides[p].first) {
+                throw std::invalid_argument("rows of task " + std::to_string(task) +
+                                            " must go layer by layer, in the order of " +
+                                            factor_name);
+            }
+            while (row >= sides[p].stop) ++p;
         }
     }
 }
 
-// Where the gradients of one factor go.
-struct GradViews {
-    const TensorView& source;
-    const TensorView& reduced;
-    const TensorView& offsets;
-    const char* offsets_name;
+// Each row of a factor's gradient lies in the memory; below 0 it is not wanted.
+template <class X, class Scalar>
+void check_offsets(const TensorView& offsets, const char* name, const Side<X, Scalar>& side,
+                   const Lora<Scalar>& lora, int64_t tasks, int64_t size) {
+    for (int64_t task = 0; task < tasks; ++task) {
+        const auto* values = offsets.ptr<const int64_t>() + task * lora.width;
+        const auto [begin, end] = side.slots(lora, task);
+        for (int64_t k = begin; k < end; ++k) {
+            if (values[k] >= 0 && values[k] + side.columns > size) {
+                throw std::invalid_argument(std::string(name) + " holds " +
+                                            std::to_string(values[k]) + ", beyond a memory of " +
+                                            std::to_string(size));
+            }
+        }
+    }
+}
+
+// Where gradients go.
+struct PlaceViews {
     const TensorView& weights;
     const TensorView& memory;
     bool square;
 };
 
 template <class X, class Scalar>
-LoraGrads<X, Scalar> grads_of(const GradViews& views, const Lora<Scalar>& lora, Dtype dtype,
-                              int64_t tasks, bool is_A) {
-    const int64_t columns = views.source.shape[1];
-    check_whole(views.offsets, views.offsets_name, Dtype::kInt64, {tasks, lora.width});
-    check_whole(views.weights, "weights", dtype, {tasks, lora.width});
-    check_rank(views.memory, "memory", 1);
-    check_whole(views.memory, "memory", dtype, {views.memory.shape[0]});
-    check_offsets(views.offsets, views.offsets_name, columns, views.memory.shape[0]);
-    return {views.source.ptr<const X>(),
-            views.source.stride(0),
-            columns,
-            is_A,
-            views.reduced.ptr<const Scalar>(),
-            !is_A,
-            views.offsets.ptr<const int64_t>(),
-            views.weights.ptr<const Scalar>(),
-            views.memory.ptr<Scalar>(),
-            views.square};
+LoraGrads<X, Scalar> grads_of(const Side<const X, Scalar>& side, const TensorView& reduced,
+                              bool scaled, const TensorView& offsets, const char* name,
+                              const PlaceViews& places, const Lora<Scalar>& lora, Dtype dtype,
+                              int64_t tasks) {
+    check_whole(offsets, name, Dtype::kInt64, {tasks, lora.width});
+    check_whole(places.weights, "weights", dtype, {tasks, lora.width});
+    check_rank(places.memory, "memory", 1);
+    check_whole(places.memory, "memory", dtype, {places.memory.shape[0]});
+    check_offsets(offsets, name, side, lora, tasks, places.memory.shape[0]);
+    return {side,
+            reduced.ptr<const Scalar>(),
+            scaled,
+            offsets.ptr<const int64_t>(),
+            places.weights.ptr<const Scalar>(),
+            places.memory.ptr<Scalar>(),
+            places.square};
 }
 
 // Run a pass over the tokens of `x` that `fill` completes; z is what it reduces to.
 template <class Fill>
-void run_pass(const TensorView& x, const char* name, const LoraViews& views, const TensorView& z,
-              int threads, Fill fill) {
+void run_pass(const TensorView& x, const LoraViews& views, const TensorView& z, int threads,
+              Fill fill) {
     with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
         using X = decltype(storage);
         using Scalar = decltype(scalar);
-        check_matrix(x, name, x.dtype, lora.tokens, x.shape[1]);
         check_whole(z, "z", dtype, {lora.tokens, lora.width});
         TokenPass<X, Scalar> pass;
         pass.reduced = z.ptr<Scalar>();
         fill(pass, lora, dtype, views.rows.shape[0]);
         const py::gil_scoped_release release;
-        cpu::run_lora<X, Scalar>(lora, &pass, nullptr, 0, std::max(threads, 1));
+        cpu::run_lora<X, Scalar>(lora, &pass, {}, std::max(threads, 1));
     });
 }
 
-void lora_forward(const TensorView& x, const TensorView& A, const TensorView& B,
+void lora_forward(const TensorView& x, const TensorView& A, const Views& B,
                   const TensorView& segments, const TensorView& rows, const TensorView& scales,
                   const TensorView& shares, const TensorView& keys, const TensorView& positions,
-                  uint64_t layer, const TensorView& y, const TensorView& z, int threads) {
+                  uint64_t layer, const Views& y, const TensorView& z, int threads) {
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
-    run_pass(x, "x", views, z, threads,
-             [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
-                 check_rank(y, "y", 2);
-                 check_matrix(y, "y", x.dtype, lora.tokens, y.shape[1]);
-                 pass.scaling = Scaling::kOnUse;
-                 read_from(pass, x, factor_of(A, "A", dtype, x.shape[1], lora, tasks), true);
-                 write_to(pass, y, factor_of(B, "B", dtype, y.shape[1], lora, tasks), false);
-             });
+    run_pass(x, views, z, threads, [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
+        pass.scaling = Scaling::kOnUse;
+        add_sides(pass.sources, {x}, "x", {A}, "A", x.dtype, dtype, lora, tasks, true);
+        add_sides(pass.targets, y, "y", B, "B", x.dtype, dtype, lora, tasks, false);
+    });
 }
 
-void lora_backward(const TensorView& dy, const TensorView& x, const TensorView& z,
-                   const TensorView& A, const TensorView& B, const TensorView& segments,
-                   const TensorView& rows, const TensorView& scales, const TensorView& shares,
-                   const TensorView& keys, const TensorView& positions, uint64_t layer,
-                   const TensorView& a_offsets, const TensorView& b_offsets,
-                   const TensorView& weights, bool square, const TensorView& dx,
-                   const TensorView& dz, const TensorView& memory, int threads) {
+void lora_backward(const Views& dy, const TensorView& x, const TensorView& z, const TensorView& A,
+                   const Views& B, const TensorView& segments, const TensorView& rows,
+                   const TensorView& scales, const TensorView& shares, const TensorView& keys,
+                   const TensorView& positions, uint64_t layer, const TensorView& a_offsets,
+                   const TensorView& b_offsets, const TensorView& weights, bool square,
+                   const TensorView& dx, const TensorView& dz, const TensorView& memory,
+                   int threads) {
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
     with_lora(x, views, [&](auto storage, const auto& lora, auto scalar, Dtype dtype) {
         using X = decltype(storage);
         using Scalar = decltype(scalar);
         const int64_t tasks = rows.shape[0];
-        check_rank(dy, "dy", 2);
-        check_matrix(dy, "dy", x.dtype, lora.tokens, dy.shape[1]);
-        check_matrix(x, "x", x.dtype, lora.tokens, x.shape[1]);
         check_whole(z, "z", dtype, {lora.tokens, lora.width});
         check_whole(dz, "dz", dtype, {lora.tokens, lora.width});
         TokenPass<X, Scalar> pass;
         pass.reduced = dz.ptr<Scalar>();
         pass.scaling = Scaling::kStored;
-        read_from(pass, dy, factor_of<Scalar>(B, "B", dtype, dy.shape[1], lora, tasks), false);
-        const auto* down = factor_of<Scalar>(A, "A", dtype, x.shape[1], lora, tasks);
+        add_sides(pass.sources, dy, "dy", B, "B", x.dtype, dtype, lora, tasks, false);
         if (dx.ndim == 2) {
-            check_matrix(dx, "dx", x.dtype, lora.tokens, x.shape[1]);
-            write_to(pass, dx, down, true);
+            check_size(dx, "dx", 1, x.shape[1]);
+            add_sides(pass.targets, {dx}, "dx", {A}, "A", x.dtype, dtype, lora, tasks, true);
         }
-        const LoraGrads<X, Scalar> grads[] = {
-            grads_of<X>({x, dz, a_offsets, "a_offsets", weights, memory, square}, lora, dtype,
-                        tasks, true),
-            grads_of<X>({dy, z, b_offsets, "b_offsets", weights, memory, square}, lora, dtype,
-                        tasks, false)};
+        std::vector<Side<const X, Scalar>> inputs;
+        add_sides(inputs, {x}, "x", {A}, "A", x.dtype, dtype, lora, tasks, true);
+        const PlaceViews places{weights, memory, square};
+        std::vector<LoraGrads<X, Scalar>> grads{
+            grads_of<X>(inputs[0], dz, false, a_offsets, "a_offsets", places, lora, dtype, tasks)};
+        for (const auto& side : pass.sources) {
+            grads.push_back(
+                grads_of<X>(side, z, true, b_offsets, "b_offsets", places, lora, dtype, tasks));
+        }
         const py::gil_scoped_release release;
-        cpu::run_lora<X, Scalar>(lora, &pass, grads, 2, std::max(threads, 1));
+        cpu::run_lora<X, Scalar>(lora, &pass, grads, std::max(threads, 1));
     });
 }
 
@@ -351,10 +358,9 @@ void lora_shrink(const TensorView& x, const TensorView& A, const TensorView& seg
                  const TensorView& keys, const TensorView& positions, uint64_t layer,
                  const TensorView& z, int threads) {
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
-    run_pass(x, "x", views, z, threads,
-             [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
-                 read_from(pass, x, factor_of(A, "A", dtype, x.shape[1], lora, tasks), true);
-             });
+    run_pass(x, views, z, threads, [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
+        add_sides(pass.sources, {x}, "x", {A}, "A", x.dtype, dtype, lora, tasks, true);
+    });
 }
 
 void lora_expand(const TensorView& z, const TensorView& B, const TensorView& segments,
@@ -362,10 +368,9 @@ void lora_expand(const TensorView& z, const TensorView& B, const TensorView& seg
                  const TensorView& keys, const TensorView& positions, uint64_t layer,
                  const TensorView& y, int threads) {
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
-    run_pass(y, "y", views, z, threads,
-             [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
-                 write_to(pass, y, factor_of(B, "B", dtype, y.shape[1], lora, tasks), true);
-             });
+    run_pass(y, views, z, threads, [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
+        add_sides(pass.targets, {y}, "y", {B}, "B", y.dtype, dtype, lora, tasks, true);
+    });
 }
 
 void lora_grads(const TensorView& z, const TensorView& x, const TensorView& segments,
@@ -379,10 +384,18 @@ void lora_grads(const TensorView& z, const TensorView& x, const TensorView& segm
         using Scalar = decltype(scalar);
         check_matrix(x, "x", x.dtype, lora.tokens, x.shape[1]);
         check_whole(z, "z", dtype, {lora.tokens, lora.width});
-        const LoraGrads<X, Scalar> grads = grads_of<X>(
-            {x, z, offsets, "offsets", weights, memory, false}, lora, dtype, rows.shape[0], true);
+        const Side<const X, Scalar> side{x.ptr<const X>(),
+                                         x.stride(0),
+                                         x.shape[1],
+                                         nullptr,
+                                         0,
+                                         std::numeric_limits<int64_t>::max(),
+                                         true};
+        const PlaceViews places{weights, memory, false};
+        const std::vector<LoraGrads<X, Scalar>> grads{
+            grads_of<X>(side, z, false, offsets, "offsets", places, lora, dtype, rows.shape[0])};
         const py::gil_scoped_release release;
-        cpu::run_lora<X, Scalar>(lora, nullptr, &grads, 1, std::max(threads, 1));
+        cpu::run_lora<X, Scalar>(lora, nullptr, grads, std::max(threads, 1));
     });
 }
 

@@ -23,7 +23,7 @@ void combine(const Scalar* J, const Scalar* w, int64_t tasks, int64_t columns, i
 // double, or a 16-bit type with Scalar = float.
 template <class X, class Scalar>
 void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
-              const LoraGrads<X, Scalar>* grads, int64_t grad_count, int threads);
+              const std::vector<LoraGrads<X, Scalar>>& grads, int threads);
 
 }  // namespace mtlcore::cpu
 

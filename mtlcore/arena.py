@@ -14,6 +14,7 @@ from mtlcore.ops import Places
 
 if TYPE_CHECKING:
     from mtlcore.model.layers import AdapterLayer
+    from mtlcore.model.lora import Pack
 
 
 class Sink(Protocol):
@@ -21,12 +22,12 @@ class Sink(Protocol):
 
     A sink is set as `routing.sink` before the forward pass and kept until the backward is done. A
     segment (see `Routing.enter`) is a task's part of the batch, or a row, if every row was entered
-    as a segment of its own. LoRA layers ask once for the `places` of all their weights; others call
-    `add` once per weight and segment, never for frozen weights.
+    as a segment of its own. LoRA layers ask once for the `places` of all their weights, those that
+    run as one together; others call `add` once per weight and segment, never for frozen weights.
     """
 
-    def places(self, layer: AdapterLayer) -> Places:
-        """Where the gradients of a LoRA layer go; those of frozen weights go nowhere."""
+    def places(self, pack: Pack) -> Places:
+        """Where the gradients of LoRA layers go; those of frozen weights go nowhere."""
 
     def add(
         self,
@@ -78,8 +79,8 @@ class Arena:
         self._layers = list(layers)
         self._folded: list[float] | None = None
         self._targets: dict[int, list[list[list[Tensor]]]] = {}
-        self._offsets: dict[int, Offsets] = {}  # by layer
-        self._weights: dict[tuple[int, ...], Tensor] = {}  # by the adapters that lie in a layer
+        self._offsets: dict[Pack, Offsets] = {}
+        self._weights: dict[tuple[int, ...], Tensor] = {}  # by the adapters that lie in a pack
         self.shared_size = self.own_size = 0
         trained = [weight for weight in weights_of(self._layers) if not weight.owner.frozen]
         for weight in trained:
@@ -151,15 +152,15 @@ class Arena:
         self._targets.clear()
         self._offsets.clear()
 
-    def places(self, layer: AdapterLayer) -> Places:
-        """Where the gradients of a LoRA layer go (see `Sink`)."""
-        offsets = self._offsets.get(id(layer))
+    def places(self, pack: Pack) -> Places:
+        """Where the gradients of LoRA layers go (see `Sink`)."""
+        offsets = self._offsets.get(pack)
         if offsets is None:
             row_size = self.shared_size if len(self.rows) > 1 else 0
-            offsets = self._offsets[id(layer)] = offsets_in(layer, self._starts, row_size)
-        weights = self._weights.get(layer.places)
+            offsets = self._offsets[pack] = offsets_in(pack, self._starts, row_size)
+        weights = self._weights.get(pack.places)
         if weights is None:
-            weights = self._weights[layer.places] = slot_weights(layer, self.dtype, self._folded)
+            weights = self._weights[pack.places] = slot_weights(pack, self.dtype, self._folded)
         return Places(self.memory, *offsets, weights)
 
     def add(
@@ -212,43 +213,41 @@ class Arena:
 
 
 class Offsets(NamedTuple):
-    """`Places.a_offsets` and `Places.b_offsets` of a LoRA layer, [T + 1, K] each."""
+    """`Places.a_offsets` and `Places.b_offsets` of LoRA layers that run as one, [T + 1, K] each."""
 
     a: Tensor
     b: Tensor
 
 
-def offsets_in(layer: AdapterLayer, starts: Mapping[int, int], row_size: int = 0) -> Offsets:
-    """Where the gradients of a LoRA layer go in a flat memory.
+def offsets_in(pack: Pack, starts: Mapping[int, int], row_size: int = 0) -> Offsets:
+    """Where the gradients of LoRA layers go in a flat memory.
 
     starts: id of a weight -> its place in the memory; others get no gradient. Weights that several
     tasks share have it in the row of task 0; the next task's lies `row_size` further.
     """
-    tasks = layer.layout.rank_rows(layer.adapters)
+    tasks = pack.layout.rank_rows(pack.adapters)
     offsets = torch.full((2, len(tasks), max(map(len, tasks), default=0)), -1, dtype=torch.int64)
     for task, slots in enumerate(tasks[:-1]):  # rows without a task have no gradient
         first = 0
         for index in dict.fromkeys(adapter for adapter, _, _ in slots):
-            adapter = layer.adapters[index]
+            adapter = pack.adapters[index]
             stop = first + adapter.r
             for factor in (0, 1):
-                weight = layer.parameter(index, factor)
+                weight = pack.parameter(index, factor)
                 start = starts.get(id(weight))
                 if start is not None:
                     start += task * row_size if adapter.owner is None else 0
                     columns = weight.shape[1]
                     offsets[factor, task, first:stop] = start + columns * torch.arange(adapter.r)
             first = stop
-    return Offsets(*offsets.to(layer.parameter(0, 0).device))
+    return Offsets(*offsets.to(pack.parameter(0, 0).device))
 
 
-def slot_weights(
-    layer: AdapterLayer, dtype: torch.dtype, weights: Sequence[float] | None = None
-) -> Tensor:
+def slot_weights(pack: Pack, dtype: torch.dtype, weights: Sequence[float] | None = None) -> Tensor:
     """`Places.weights` [T + 1, K]: 1, but weights[t] for the slots of weights that tasks share."""
-    tasks = layer.layout.rank_rows(layer.adapters)
+    tasks = pack.layout.rank_rows(pack.adapters)
     factors = torch.ones(len(tasks), max(map(len, tasks), default=0), dtype=dtype)
     for factor, slots, weight in zip(factors, tasks, weights or (), strict=False):
-        shared = [layer.adapters[adapter].owner is None for adapter, _, _ in slots]
+        shared = [pack.adapters[adapter].owner is None for adapter, _, _ in slots]
         factor[: len(slots)][torch.tensor(shared, dtype=torch.bool)] = weight
-    return factors.to(layer.parameter(0, 0).device)
+    return factors.to(pack.parameter(0, 0).device)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mtlcore.losses import Outputs
     from mtlcore.model.backbone import MultiTaskModel
     from mtlcore.model.layers import AdapterLayer
+    from mtlcore.model.lora import Pack
     from mtlcore.run import Run
 
 Labels = Literal["data", "sampled"]
@@ -153,17 +154,17 @@ class _Squares:
         self._sums = {id(weight): sums[name] for name, weight in weights.items()}
         self._layers: Counter[int] = Counter()
         self._rows: Counter[tuple[int, int]] = Counter()
-        self._places: dict[int, Places] = {}
+        self._places: dict[Pack, Places] = {}
 
-    def places(self, layer: AdapterLayer) -> Places:
-        """The sums of a LoRA layer's weights, as the places of its squared gradients."""
-        self._layers[id(layer)] += 1
-        found = self._places.get(id(layer))
+    def places(self, pack: Pack) -> Places:
+        """The sums of LoRA layers' weights, as the places of their squared gradients."""
+        self._layers.update(map(id, pack.layers))
+        found = self._places.get(pack)
         if found is None:
             starts = {weight: int(total.storage_offset()) for weight, total in self._sums.items()}
-            weights = slot_weights(layer, self._memory.dtype)
-            found = Places(self._memory, *offsets_in(layer, starts), weights, square=True)
-            self._places[id(layer)] = found
+            weights = slot_weights(pack, self._memory.dtype)
+            found = Places(self._memory, *offsets_in(pack, starts), weights, square=True)
+            self._places[pack] = found
         return found
 
     def add(

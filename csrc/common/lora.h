@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace mtlcore {
 
@@ -33,11 +34,33 @@ struct Lora {
     int64_t width;  // slots of the task that has most
     int64_t tokens;
     Dropout dropout;
+};
 
-    int64_t slots(int64_t task) const {
-        int64_t count = 0;
-        while (count < width && rows[task * width + count] >= 0) ++count;
-        return count;
+// Tokens, and the factor between them and rank space. Layers that read one input have one factor A,
+// but each its own B: rank rows [first, stop) are the rows of this one, and the slots of a task
+// stand in the order of their rows' layers.
+template <class X, class Scalar>
+struct Side {
+    X* tokens;  // [tokens, columns]
+    int64_t stride;
+    int64_t columns;
+    const Scalar* factor;  // [stop - first, columns]
+    int64_t first;
+    int64_t stop;
+    bool drops;  // whether dropout masks the tokens
+
+    // The slots [begin, end) of a task that are rows of this factor.
+    struct Range {
+        int64_t begin;
+        int64_t end;
+    };
+    Range slots(const Lora<Scalar>& lora, int64_t task) const {
+        const int32_t* row = lora.rows + task * lora.width;
+        int64_t begin = 0;
+        while (begin < lora.width && row[begin] >= 0 && row[begin] < first) ++begin;
+        int64_t end = begin;
+        while (end < lora.width && row[end] >= first && row[end] < stop) ++end;
+        return {begin, end};
     }
 };
 
@@ -45,32 +68,21 @@ struct Lora {
 // used while they are stored without, or where they are stored.
 enum class Scaling { kNone, kOnUse, kStored };
 
-// reduced = source downᵀ, unless there is no source: then it is given. target += reduced up, unless
-// there is no target. X is what tokens are stored in, Scalar what the factors are.
+// reduced = tokens factorᵀ of the sources; without any it is given. Then the tokens of each target
+// += reduced factor. X is what tokens are stored in, Scalar what the factors are.
 template <class X, class Scalar>
 struct TokenPass {
-    Scalar* reduced = nullptr;  // [tokens, width]
+    Scalar* reduced;  // [tokens, width]
     Scaling scaling = Scaling::kNone;
-    const X* source = nullptr;  // [tokens, source_columns]
-    int64_t source_stride = 0;
-    int64_t source_columns = 0;
-    const Scalar* down = nullptr;  // [R, source_columns]
-    bool drops_source = false;
-    X* target = nullptr;  // [tokens, target_columns]
-    int64_t target_stride = 0;
-    int64_t target_columns = 0;
-    const Scalar* up = nullptr;  // [R, target_columns]
-    bool drops_target = false;
+    std::vector<Side<const X, Scalar>> sources;
+    std::vector<Side<X, Scalar>> targets;
 };
 
-// The gradient of one factor, reducedᵀ source of each segment: `memory + offsets[t, k]` is the row
-// of a slot's gradient; below 0 it is not wanted.
+// The gradient of one factor, coefficientsᵀ tokens of each segment: `memory + offsets[t, k]` is the
+// row of a slot's gradient; below 0 it is not wanted.
 template <class X, class Scalar>
 struct LoraGrads {
-    const X* source;  // [tokens, columns]
-    int64_t stride;
-    int64_t columns;
-    bool drops_source;
+    Side<const X, Scalar> side;
     const Scalar* coefficients;  // [tokens, width]
     bool scaled;                 // times the scales
     const int64_t* offsets;      // [T, width]

@@ -157,30 +157,36 @@ struct Block {
     template <class X>
     Block(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass) {
         if (pass == nullptr) return;
-        staged.resize(kBlock * std::max(pass->source_columns, pass->target_columns));
+        int64_t columns = 0;
+        for (const auto& side : pass->sources) columns = std::max(columns, side.columns);
+        for (const auto& side : pass->targets) columns = std::max(columns, side.columns);
+        staged.resize(kBlock * columns);
         coefficients.resize(kBlock * lora.width);
         factor_rows.resize(lora.width);
     }
 
-    // `rows` of the tokens [start, start + n) of `source`.
+    // `rows` of the tokens [start, start + n).
     template <class X>
-    void take(const X* source, int64_t stride, int64_t columns, int64_t start, int64_t n) {
+    void take(const Side<const X, Scalar>& side, int64_t start, int64_t n) {
         for (int64_t i = 0; i < n; ++i) {
-            const X* row = source + (start + i) * stride;
+            const X* row = side.tokens + (start + i) * side.stride;
             if constexpr (std::is_same_v<X, Scalar>) {
                 rows[i] = row;
             } else {
-                Scalar* copy = staged.data() + i * columns;
-                for (int64_t c = 0; c < columns; ++c) copy[c] = widen(row[c]);
+                Scalar* copy = staged.data() + i * side.columns;
+                for (int64_t c = 0; c < side.columns; ++c) copy[c] = widen(row[c]);
                 rows[i] = copy;
             }
         }
     }
 
-    void point(const Lora<Scalar>& lora, const Scalar* factor, int64_t columns, int64_t task,
-               int64_t slots) {
-        for (int64_t k = 0; k < slots; ++k) {
-            factor_rows[k] = factor + lora.rows[task * lora.width + k] * columns;
+    // `factor_rows` of the slots [begin, end) of a task.
+    template <class X>
+    void point(const Lora<Scalar>& lora, const Side<X, Scalar>& side, int64_t task, int64_t begin,
+               int64_t end) {
+        const int32_t* row = lora.rows + task * lora.width;
+        for (int64_t k = begin; k < end; ++k) {
+            factor_rows[k - begin] = side.factor + (row[k] - side.first) * side.columns;
         }
     }
 };
@@ -215,49 +221,55 @@ MTLCORE_BODY void drop_rows(const Lora<Scalar>& lora, const Item& item, int64_t 
     }
 }
 
-// reduced = source downᵀ and target += coefficients up, for the tokens of one item; see TokenPass.
+// The slots of one source, for the tokens of one item; see TokenPass.
 template <int Bytes, class X, class Scalar>
-MTLCORE_BODY void tokens_body(const Lora<Scalar>& lora, const TokenPass<X, Scalar>& pass,
-                              const Item& item, Block<Scalar>& block) {
+MTLCORE_BODY void reduce(const Lora<Scalar>& lora, const TokenPass<X, Scalar>& pass,
+                         const Side<const X, Scalar>& side, const Item& item,
+                         Block<Scalar>& block) {
     const auto [task, start, n] = item;
+    const auto [begin, end] = side.slots(lora, task);
+    if (begin == end) return;
     const int64_t width = lora.width;
-    const int64_t slots = lora.slots(task);
-    Scalar* reduced = pass.reduced + start * width;
-    const Scalar* scales = lora.scales + task * width;
-    if (pass.source != nullptr) {
-        std::fill_n(reduced, n * width, Scalar(0));
-        if (slots == 0) return;
-        block.take(pass.source, pass.source_stride, pass.source_columns, start, n);
-        if (pass.drops_source && drops(lora, task)) {
-            drop_rows(lora, item, pass.source_columns, block);
-        }
-        block.point(lora, pass.down, pass.source_columns, task, slots);
-        all_dots<Bytes>(block.rows, n, block.factor_rows.data(), slots, pass.source_columns,
-                        reduced, width);
-        if (pass.scaling == Scaling::kStored) {
-            for (int64_t i = 0; i < n; ++i) {
-                for (int64_t k = 0; k < slots; ++k) reduced[i * width + k] *= scales[k];
-            }
-        }
+    Scalar* reduced = pass.reduced + start * width + begin;
+    const Scalar* scales = lora.scales + task * width + begin;
+    block.take(side, start, n);
+    if (side.drops && drops(lora, task)) drop_rows(lora, item, side.columns, block);
+    block.point(lora, side, task, begin, end);
+    all_dots<Bytes>(block.rows, n, block.factor_rows.data(), end - begin, side.columns, reduced,
+                    width);
+    if (pass.scaling != Scaling::kStored) return;
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t k = 0; k < end - begin; ++k) reduced[i * width + k] *= scales[k];
     }
-    if (pass.target == nullptr || slots == 0) return;
-    const Scalar* coefficients = reduced;
+}
+
+// The tokens of one target, for those of one item; see TokenPass.
+template <int Bytes, class X, class Scalar>
+MTLCORE_BODY void expand(const Lora<Scalar>& lora, const TokenPass<X, Scalar>& pass,
+                         const Side<X, Scalar>& side, const Item& item, Block<Scalar>& block) {
+    const auto [task, start, n] = item;
+    const auto [begin, end] = side.slots(lora, task);
+    if (begin == end) return;
+    const int64_t width = lora.width;
+    const int64_t slots = end - begin;
+    const int64_t columns = side.columns;
+    const Scalar* coefficients = pass.reduced + start * width + begin;
     if (pass.scaling == Scaling::kOnUse) {
+        const Scalar* scales = lora.scales + task * width + begin;
         Scalar* scaled = block.coefficients.data();
         for (int64_t i = 0; i < n; ++i) {
             for (int64_t k = 0; k < slots; ++k) {
-                scaled[i * width + k] = reduced[i * width + k] * scales[k];
+                scaled[i * width + k] = coefficients[i * width + k] * scales[k];
             }
         }
         coefficients = scaled;
     }
-    const int64_t columns = pass.target_columns;
-    block.point(lora, pass.up, columns, task, slots);
+    block.point(lora, side, task, begin, end);
     const Scalar* const* factor_rows = block.factor_rows.data();
     const auto rows = [factor_rows](int64_t k) { return factor_rows[k]; };
-    if (!(pass.drops_target && drops(lora, task))) {
+    if (!(side.drops && drops(lora, task))) {
         X* targets[kBlock];
-        for (int64_t i = 0; i < n; ++i) targets[i] = pass.target + (start + i) * pass.target_stride;
+        for (int64_t i = 0; i < n; ++i) targets[i] = side.tokens + (start + i) * side.stride;
         outer<Bytes>(coefficients, width, 1, rows, slots, targets, n, columns);
         return;
     }
@@ -267,9 +279,19 @@ MTLCORE_BODY void tokens_body(const Lora<Scalar>& lora, const TokenPass<X, Scala
     outer<Bytes>(coefficients, width, 1, rows, slots, targets, n, columns);
     for (int64_t i = 0; i < n; ++i) {
         drop(lora.dropout, task, start + i, 0, columns, targets[i]);
-        X* out = pass.target + (start + i) * pass.target_stride;
+        X* out = side.tokens + (start + i) * side.stride;
         for (int64_t c = 0; c < columns; ++c) narrow(widen(out[c]) + targets[i][c], out[c]);
     }
+}
+
+template <int Bytes, class X, class Scalar>
+MTLCORE_BODY void tokens_body(const Lora<Scalar>& lora, const TokenPass<X, Scalar>& pass,
+                              const Item& item, Block<Scalar>& block) {
+    if (!pass.sources.empty()) {
+        std::fill_n(pass.reduced + item.start * lora.width, item.count * lora.width, Scalar(0));
+    }
+    for (const auto& side : pass.sources) reduce<Bytes>(lora, pass, side, item, block);
+    for (const auto& side : pass.targets) expand<Bytes>(lora, pass, side, item, block);
 }
 
 // What one thread needs for columns of gradients.
@@ -295,29 +317,30 @@ MTLCORE_BODY void grad_body(const Lora<Scalar>& lora, const LoraGrads<X, Scalar>
     for (int64_t s = 0; s < lora.segment_count; ++s) {
         const Segment segment = lora.segments[s];
         const int64_t task = segment.task;
-        const int64_t slots = lora.slots(task);
+        const auto [begin, end] = grads.side.slots(lora, task);
+        const int64_t slots = end - begin;
         if (segment.start >= segment.stop || slots == 0) continue;
-        const int64_t* places = grads.offsets + task * width;
+        const int64_t* places = grads.offsets + task * width + begin;
         if (std::all_of(places, places + slots, [](int64_t place) { return place < 0; })) continue;
-        const bool masked = grads.drops_source && drops(lora, task);
+        const bool masked = grads.side.drops && drops(lora, task);
         std::fill_n(columns.sums.data(), slots * kGradColumns, Scalar(0));
         for (int64_t start = segment.start; start < segment.stop; start += kGradTokens) {
             const int64_t n = std::min(kGradTokens, segment.stop - start);
             for (int64_t i = 0; i < n; ++i) {
-                const X* row = grads.source + (start + i) * grads.stride + first;
+                const X* row = grads.side.tokens + (start + i) * grads.side.stride + first;
                 Scalar* copy = buffer + i * kGradColumns;
                 for (int64_t c = 0; c < count; ++c) copy[c] = widen(row[c]);
                 if (masked) drop(lora.dropout, task, start + i, first, count, copy);
             }
             outer<Bytes>(
-                grads.coefficients + start * width, 1, width,
+                grads.coefficients + start * width + begin, 1, width,
                 [buffer](int64_t i) { return buffer + i * kGradColumns; }, n,
                 columns.targets.data(), slots, count);
         }
         for (int64_t k = 0; k < slots; ++k) {
             if (places[k] < 0) continue;
-            Scalar factor = grads.weights[task * width + k];
-            if (grads.scaled) factor *= lora.scales[task * width + k];
+            Scalar factor = grads.weights[task * width + begin + k];
+            if (grads.scaled) factor *= lora.scales[task * width + begin + k];
             Scalar* out = grads.memory + places[k] + first;
             const Scalar* sums = columns.targets[k];
             if (grads.square) {
@@ -365,14 +388,14 @@ MTLCORE_FOR_EACH_TARGET(grad,
 
 template <class X, class Scalar>
 void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
-              const LoraGrads<X, Scalar>* grads, int64_t grad_count, [[maybe_unused]] int threads) {
+              const std::vector<LoraGrads<X, Scalar>>& grads, [[maybe_unused]] int threads) {
     const auto tokens = tokens_kernel<X, Scalar>();
     const auto grad = grad_kernel<X, Scalar>();
     std::vector<Item> items;
     if (pass != nullptr) items = items_of(lora.segments, lora.segment_count);
     const auto item_count = static_cast<int64_t>(items.size());
     int64_t parts = 0;
-    for (int64_t g = 0; g < grad_count; ++g) parts += blocks_of(grads[g].columns);
+    for (const auto& one : grads) parts += blocks_of(one.side.columns);
 #pragma omp parallel num_threads(threads) if (std::max(item_count, parts) > 1)
     {
         Block<Scalar> block(lora, pass);
@@ -381,18 +404,19 @@ void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
         Columns<Scalar> columns(parts > 0 ? lora.width : 0);
 #pragma omp for schedule(dynamic)
         for (int64_t part = 0; part < parts; ++part) {
-            const LoraGrads<X, Scalar>* one = grads;
+            const LoraGrads<X, Scalar>* one = grads.data();
             int64_t number = part;
-            while (number >= blocks_of(one->columns)) number -= blocks_of((one++)->columns);
+            while (number >= blocks_of(one->side.columns))
+                number -= blocks_of((one++)->side.columns);
             const int64_t first = number * kGradColumns;
-            grad(lora, *one, first, std::min(kGradColumns, one->columns - first), columns);
+            grad(lora, *one, first, std::min(kGradColumns, one->side.columns - first), columns);
         }
     }
 }
 
 #define MTLCORE_INSTANTIATE(X, Scalar)                                       \
     template void run_lora(const Lora<Scalar>&, const TokenPass<X, Scalar>*, \
-                           const LoraGrads<X, Scalar>*, int64_t, int);
+                           const std::vector<LoraGrads<X, Scalar>>&, int);
 MTLCORE_INSTANTIATE(float, float)
 MTLCORE_INSTANTIATE(double, double)
 MTLCORE_INSTANTIATE(Bfloat16, float)

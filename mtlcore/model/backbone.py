@@ -21,7 +21,7 @@ from mtlcore.model.heads import POOLINGS, Heads, PromptStates, TaskFacts
 from mtlcore.model.hub import FIX
 from mtlcore.model.layers import AdapterLayer, weights_of
 from mtlcore.model.layout import Layout, Routing, block_name, block_number, row_segments
-from mtlcore.model.lora import MultiTaskLora
+from mtlcore.model.lora import MultiTaskLora, finding_packs
 from mtlcore.model.output_head import HeadForm, head_form
 from mtlcore.ops import sum_by_task, task_cross_entropy
 from mtlcore.seeds import generator
@@ -211,8 +211,12 @@ class MultiTaskModel(nn.Module):
                 )
 
     def try_flat(self) -> bool:
-        """Use flat batches if the rows of one stay apart in this model; else say why not."""
-        self.flat_problem = attention.rows_stay_apart(self.backbone, self.routing)
+        """Use flat batches if the rows of one stay apart in this model; else say why not.
+
+        The passes that find out also show which LoRA layers read one input; those run as one then.
+        """
+        with finding_packs(self.layers.values()):
+            self.flat_problem = attention.rows_stay_apart(self.backbone, self.routing)
         self.flat = self.flat_problem is None
         return self.flat
 

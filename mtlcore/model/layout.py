@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtlcore.arena import Sink
+    from mtlcore.model.lora import Kept
     from mtlcore.recipe import BottleneckRecipe, LoraRecipe, SharingRecipe
 
 SHARED_ONLY = -1
@@ -251,6 +252,7 @@ class Routing:
     draw: tuple[object, ...] | None = None
     true_lengths: tuple[int, ...] | None = None
     row_starts: tuple[int, ...] | None = None
+    kept: Kept | None = None  # what LoRA layers of one input made for each other
     _plans: dict[int, tuple[AdapterPlan, ...]] = field(default_factory=dict)
     _tables: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _segment_tables: dict[Any, Tensor] = field(default_factory=dict)
@@ -281,6 +283,7 @@ class Routing:
         self.row_starts = None if row_starts is None else tuple(row_starts)
         for table in (self._plans, self._segment_tables, self._masks):
             table.clear()
+        self.kept = None
 
     def leave(self) -> None:
         """Forget the batch, so that nothing can run on stale segments."""

@@ -3,11 +3,15 @@
 The tokens of a batch lie in segments of one task each. Every task has up to K slots; slot k of task
 t is the rank row ``rows[t, k]`` of the factors A [R, in] and B [R, out], which hold all adapters of
 a layer side by side. So a task's shared, group and own adapters are slots like any others.
+
+Layers that read one x (q, k, v; gate, up) run as one: A [R, in] holds the rank rows of all of them,
+layer by layer, and each has a B [R_p, out_p] of its own, sum R_p = R. Then x is read once and dx
+written once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +29,8 @@ class Slots(NamedTuple):
     """Which rank rows the tokens of a batch use.
 
     segments [S, 3] int64: (task, start, stop), tokens [start, stop) of one task, none in two.
-    rows [T, K] int32: rank rows of each task; below 0 behind its last.
+    rows [T, K] int32: rank rows of each task, below 0 behind its last; of several layers those of
+    the first come first, and so on.
     scales [T, K]: what their products are multiplied with; float64 for float64 factors, else
     float32.
 
@@ -77,25 +82,26 @@ class Places:
 def lora_forward(
     x: Tensor,
     A: Tensor,
-    B: Tensor,
+    B: Tensor | Sequence[Tensor],
     slots: Slots,
-    y: Tensor,
+    y: Tensor | Sequence[Tensor],
     dropout: Dropout | None = None,
     *,
     check: bool = True,
 ) -> Tensor:
-    """Add the adapters' part to the output of a frozen linear layer.
+    """Add the adapters' part to the output of a frozen linear layer, or of several that read x.
 
         z[n, k] = drop(x)_n . A[rows[t, k]]      t: the task of token n
-        y_n    += sum_k scales[t, k] z[n, k] B[rows[t, k]]
+        y_n    += sum_k scales[t, k] z[n, k] B[rows[t, k]]      of each layer over its own rows
 
     LoRA (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685) with B transposed, each token with
     the adapters of its task.
 
     Args:
         x: [N, in] float32, float64, bfloat16 or float16, rows dense.
-        A, B: [R, in] and [R, out] contiguous; float64 for float64 x, else float32.
-        y: [N, out] of x's dtype, rows dense; changed in place.
+        A, B: [R, in] and [R, out] contiguous; float64 for float64 x, else float32. Of several
+            layers a B [R_p, out_p] each.
+        y: [N, out] of x's dtype, rows dense; changed in place. Of several layers one each.
         check: False leaves out the checks of a caller whose arguments always fit; it saves as much
             time as a small product takes. The C++ kernels check for themselves.
 
@@ -106,22 +112,21 @@ def lora_forward(
     Raises:
         TypeError, ValueError: an argument has another dtype, shape or device.
     """
+    B, y = _several(B), _several(y)
     if check:
         _check(x, slots, dropout, A=A, B=B)
-        check_tensor("y", y, ndim=2, dtypes=(x.dtype,), like=x)
-        check_shape("y", y, (x.shape[0], B.shape[1]), "[N, out]")
-        check_dense_rows("y", y)
+        _check_outputs("y", y, x, B)
     z = A.new_zeros(x.shape[0], slots.rows.shape[1])
     _kernel("lora_forward", x)(x, A, B, *slots, *_spread(dropout, x), y, z)
     return z
 
 
 def lora_backward(
-    dy: Tensor,
+    dy: Tensor | Sequence[Tensor],
     x: Tensor,
     z: Tensor,
     A: Tensor,
-    B: Tensor,
+    B: Tensor | Sequence[Tensor],
     slots: Slots,
     places: Places,
     dx: Tensor | None = None,
@@ -137,7 +142,8 @@ def lora_backward(
         dB[t, k] = weights[t, k] scales[t, k] sum_{n of t} z[n, k] dy_n
 
     Args:
-        dy: [N, out] the gradient of y; x, z, A, B, slots, dropout as they were in the forward.
+        dy: [N, out] the gradient of y, of several layers one each; x, z, A, B, slots, dropout as
+            they were in the forward.
         places: where dA and dB are added.
         dx: [N, in] of x's dtype, rows dense; changed in place, unless None.
         check: as in the forward.
@@ -148,6 +154,7 @@ def lora_backward(
     Raises:
         TypeError, ValueError: an argument has another dtype, shape or device.
     """
+    dy, B = _several(dy), _several(B)
     if check:
         _check(x, slots, dropout, A=A, B=B)
         _check_backward(dy, x, z, A, B, slots, places, dx)
@@ -201,7 +208,7 @@ def lora_expand(z: Tensor, B: Tensor, slots: Slots, *, dtype: torch.dtype | None
     """
     check_tensor("z", detached(z), ndim=2, dtypes=(torch.float32, torch.float64), like=z)
     y = z.new_zeros(0, 0, dtype=dtype)
-    _check(y, slots, None, B=detached(B))
+    _check(y, slots, None, B=[detached(B)])
     check_shape("z", z, (z.shape[0], slots.rows.shape[1]), "[N, K]")
     apply: Callable[..., Tensor] = _Expand.apply
     return apply(z.contiguous(), B, y.dtype, *slots, *_spread(None, z))
@@ -277,10 +284,10 @@ _TABLE = (
     "Tensor shares, Tensor keys, Tensor positions, int layer"
 )
 _library.define(
-    f"lora_forward(Tensor x, Tensor A, Tensor B, {_TABLE}, Tensor(a!) y, Tensor(b!) z) -> ()"
+    f"lora_forward(Tensor x, Tensor A, Tensor[] B, {_TABLE}, Tensor(a!)[] y, Tensor(b!) z) -> ()"
 )
 _library.define(
-    f"lora_backward(Tensor dy, Tensor x, Tensor z, Tensor A, Tensor B, {_TABLE}, "
+    f"lora_backward(Tensor[] dy, Tensor x, Tensor z, Tensor A, Tensor[] B, {_TABLE}, "
     "Tensor a_offsets, Tensor b_offsets, Tensor weights, bool square, "
     "Tensor(a!) dx, Tensor(b!) dz, Tensor(c!) memory) -> ()"
 )
@@ -295,8 +302,8 @@ _library.define(
 def _dispatch(op: str) -> None:
     """Let torch call the kernel of the tensors' device, and know that it returns nothing."""
 
-    def run(first: Tensor, *rest: object) -> None:
-        backend.kernel(op, first.device)(first, *rest)
+    def run(first: Tensor | list[Tensor], *rest: object) -> None:
+        backend.kernel(op, _several(first)[0].device)(first, *rest)
 
     _library.impl(op, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mtlcore::{op}", lambda *arguments: None, lib=_library)
@@ -313,6 +320,10 @@ def _kernel(op: str, x: Tensor) -> Callable[..., None]:
     if type(x) is not Tensor or torch.compiler.is_compiling():
         return RAW[op]
     return backend.kernel(op, x.device)
+
+
+def _several(tensor: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return (tensor,) if isinstance(tensor, Tensor) else tensor
 
 
 def _spread(dropout: Dropout | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -338,19 +349,18 @@ def _check(
     dropout: Dropout | None,
     *,
     A: Tensor | None = None,
-    B: Tensor | None = None,
+    B: Sequence[Tensor] = (),
 ) -> None:
     check_tensor("x", x, ndim=2, dtypes=FLOATS, like=x)
     check_dense_rows("x", x)
     wide = torch.promote_types(x.dtype, torch.float32)
-    factors = [(name, factor) for name, factor in (("A", A), ("B", B)) if factor is not None]
-    ranks = factors[0][1].shape[0] if factors[0][1].ndim else 0
-    for name, factor in factors:
+    for name, factor in [*([] if A is None else [("A", A)]), *(("B", one) for one in B)]:
         check_tensor(name, factor, ndim=2, dtypes=(wide,), like=x)
-        check_shape(name, factor, (ranks, factor.shape[1]), "[R, ...]")
         _check_contiguous(name, factor)
     if A is not None:
-        check_shape("A", A, (ranks, x.shape[1]), "[R, in]")
+        check_shape("A", A, (A.shape[0], x.shape[1]), "[R, in]")
+        if B and A.shape[0] != (ranks := sum(one.shape[0] for one in B)):
+            raise ValueError(f"B must have {A.shape[0]} rows, as A has, found {ranks}")
     check_tensor("segments", slots.segments, ndim=2, dtypes=(torch.int64,), like=x)
     check_shape("segments", slots.segments, (slots.segments.shape[0], 3), "[S, 3]")
     check_tensor("rows", slots.rows, ndim=2, dtypes=(torch.int32,), like=x)
@@ -367,16 +377,22 @@ def _check(
             check_shape(name, tensor, (size,), "[N]" if name == "positions" else "[T]")
 
 
+def _check_outputs(name: str, outputs: Sequence[Tensor], x: Tensor, B: Sequence[Tensor]) -> None:
+    if len(outputs) != len(B):
+        raise ValueError(f"{name} must be as many tensors as B, {len(B)}, found {len(outputs)}")
+    for output, up in zip(outputs, B, strict=True):
+        check_tensor(name, output, ndim=2, dtypes=(x.dtype,), like=x)
+        check_shape(name, output, (x.shape[0], up.shape[1]), "[N, out]")
+        check_dense_rows(name, output)
+
+
 def _check_backward(
-    dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor,
+    dy: Sequence[Tensor], x: Tensor, z: Tensor, A: Tensor, B: Sequence[Tensor],
     slots: Slots, places: Places, dx: Tensor | None,
 ) -> None:  # fmt: skip
-    tokens, width = x.shape[0], slots.rows.shape[1]
-    check_tensor("dy", dy, ndim=2, dtypes=(x.dtype,), like=x)
-    check_shape("dy", dy, (tokens, B.shape[1]), "[N, out]")
-    check_dense_rows("dy", dy)
+    _check_outputs("dy", dy, x, B)
     check_tensor("z", z, ndim=2, dtypes=(A.dtype,), like=x)
-    check_shape("z", z, (tokens, width), "[N, K]")
+    check_shape("z", z, (x.shape[0], slots.rows.shape[1]), "[N, K]")
     _check_places(places, A, slots)
     if dx is not None:
         check_tensor("dx", dx, ndim=2, dtypes=(x.dtype,), like=x)
@@ -403,19 +419,20 @@ def _check_contiguous(name: str, tensor: Tensor) -> None:
 
 
 def _reference_forward(
-    x: Tensor, A: Tensor, B: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
-    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Tensor, z: Tensor,
+    x: Tensor, A: Tensor, B: Sequence[Tensor], segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Sequence[Tensor], z: Tensor,
 ) -> None:  # fmt: skip
     from mtlcore.ops.reference import lora as reference
 
     slots, dropout = Slots(segments, rows, scales), _gathered(shares, keys, positions, layer)
     found = reference.shrink(x, A, slots, dropout=dropout)
     z.copy_(found)
-    y.copy_(y.double() + reference.expand(found, B, slots, scaled=True))
+    for output, (factor, _) in zip(y, reference.layers(B, rows), strict=True):
+        output.copy_(output.double() + reference.expand(found, factor, slots, scaled=True))
 
 
 def _reference_backward(
-    dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor,
+    dy: Sequence[Tensor], x: Tensor, z: Tensor, A: Tensor, B: Sequence[Tensor],
     segments: Tensor, rows: Tensor, scales: Tensor,
     shares: Tensor, keys: Tensor, positions: Tensor, layer: int,
     a_offsets: Tensor, b_offsets: Tensor, weights: Tensor, square: bool,
@@ -424,15 +441,20 @@ def _reference_backward(
     from mtlcore.ops.reference import lora as reference
 
     slots, dropout = Slots(segments, rows, scales), _gathered(shares, keys, positions, layer)
-    found = reference.shrink(dy, B, slots, scaled=True)
+    found, total = torch.zeros_like(dz, dtype=torch.float64), memory.double()
+    for grad, (factor, mine) in zip(dy, reference.layers(B, rows), strict=True):
+        found += reference.shrink(grad, factor, slots, scaled=True)
+        offsets = torch.where(mine, b_offsets, -1)
+        total = reference.add_grads(
+            z, grad, slots, offsets, weights, total, scaled=True, square=square
+        )
     dz.copy_(found)
     if dx.ndim == 2:
         dx.copy_(dx.double() + reference.expand(found, A, slots, dropout=dropout))
-    total = reference.add_grads(
-        found, x, slots, a_offsets, weights, memory, square=square, dropout=dropout
-    )
     memory.copy_(
-        reference.add_grads(z, dy, slots, b_offsets, weights, total, scaled=True, square=square)
+        reference.add_grads(
+            found, x, slots, a_offsets, weights, total, square=square, dropout=dropout
+        )
     )
 
 

@@ -135,6 +135,7 @@ def test_ordinary_autograd_and_the_segment_path_agree_in_the_forward() -> None:
 def test_parameters_are_views_of_one_buffer_also_after_a_move() -> None:
     layer = layer_of(SHARED_AND_OWN)
     for moved in (layer, layer.to(torch.float32), copy.deepcopy(layer).to(torch.float64)):
+        moved.pack.gather()  # as the first use does
         for factor in (moved.lora_A, moved.lora_B):
             parts = list(factor.values())
             storages = {part.untyped_storage().data_ptr() for part in parts}

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -172,7 +173,61 @@ def problem(
     )  # fmt: skip
 
 
-def assert_matches_reference(given: Problem, backend: str = "cpp") -> None:
+@dataclasses.dataclass
+class Pack:
+    """Several layers that read the x of the first one."""
+
+    layers: list[Problem]
+
+    def __post_init__(self) -> None:
+        first = self.layers[0]
+        self.layers = [dataclasses.replace(one, x=first.x, dx=first.dx) for one in self.layers]
+        self.x = first.x
+        rows, scales, a_offsets, b_offsets, weights = ([] for _ in range(5))
+        ranks = size = 0
+        for one in self.layers:
+            rows.append(torch.where(one.slots.rows >= 0, one.slots.rows + ranks, -1))
+            scales.append(one.slots.scales)
+            for offsets, table in (
+                (one.places.a_offsets, a_offsets), (one.places.b_offsets, b_offsets)
+            ):  # fmt: skip
+                table.append(torch.where(offsets >= 0, offsets + size, -1))
+            weights.append(one.places.weights)
+            ranks, size = ranks + len(one.A), size + len(one.places.memory)
+        # What a task lacks in one layer must not stand before its slots in the next.
+        order = (torch.cat(rows, 1) < 0).int().sort(dim=1, stable=True).indices
+        tables = [
+            torch.cat(table, 1).gather(1, order)
+            for table in (rows, scales, a_offsets, b_offsets, weights)
+        ]
+        self.slots = Slots(first.slots.segments, *tables[:2])
+        self.tables = tables[2:]
+        self.dropout = first.dropout
+
+    def run(self, backend: str) -> dict[str, Tensor]:
+        dx, memory = self.layers[0].dx.clone(), [one.places.memory for one in self.layers]
+        places = Places(torch.cat(memory), *self.tables, self.layers[0].places.square)
+        y = [one.y.clone() for one in self.layers]
+        A, B = torch.cat([one.A for one in self.layers]), [one.B for one in self.layers]
+        with use_backend(backend):
+            z = lora_forward(self.x, A, B, self.slots, y, self.dropout)
+            dy = [one.dy for one in self.layers]
+            dz = lora_backward(dy, self.x, z, A, B, self.slots, places, dx, self.dropout)
+        found = {"z": z, "dx": dx, "dz": dz, "memory": places.memory}
+        return found | {f"y{i}": part for i, part in enumerate(y)}
+
+
+def pack(lengths: Sequence[int], inner: int = 63, **options: Any) -> Pack:
+    """Layers of unlike widths and ranks."""
+    return Pack(
+        [
+            problem(lengths, (inner, outer), r=r, seed=seed, **options)
+            for seed, (outer, r) in enumerate([(100, 4), (30, 4), (64, 3)])
+        ]
+    )
+
+
+def assert_matches_reference(given: Problem | Pack, backend: str = "cpp") -> None:
     found, expected = given.run(backend), given.run("reference")
     for name, value in expected.items():
         dtype = value.dtype
@@ -284,9 +339,9 @@ def in_dirty_memory(given: Problem, backend: str) -> dict[str, Tensor]:
     table = (*given.slots, *dataclasses.astuple(given.dropout))
     places = given.places
     with use_backend(backend):
-        RAW["lora_forward"](given.x, given.A, given.B, *table, y, z)
+        RAW["lora_forward"](given.x, given.A, [given.B], *table, [y], z)
         RAW["lora_backward"](
-            given.dy, given.x, z, given.A, given.B, *table, places.a_offsets, places.b_offsets,
+            [given.dy], given.x, z, given.A, [given.B], *table, places.a_offsets, places.b_offsets,
             places.weights, False, dx, dz, memory,
         )  # fmt: skip
         RAW["lora_shrink"](given.x, given.A, *table, half)
@@ -426,6 +481,41 @@ def test_bits_repeat_from_run_to_run_and_for_any_number_of_threads(dtype: torch.
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
+def test_layers_that_read_one_input_run_as_one(lengths: list[int], dtype: torch.dtype) -> None:
+    assert_matches_reference(pack(lengths, dtype=dtype))
+    assert_matches_reference(pack(lengths, dtype=dtype, share=0.3, square=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_run_as_one_are_the_layers_alone(dtype: torch.dtype) -> None:
+    given = pack([16, 3, 20], inner=576, dtype=dtype)
+    found = given.run("cpp")
+    alone = [one.run("cpp") for one in given.layers]
+    for i, one in enumerate(alone):
+        assert torch.equal(found[f"y{i}"], one["y"])
+    memory = torch.cat([one["memory"] for one in alone])
+    torch.testing.assert_close(found["memory"], memory)
+    wide = torch.promote_types(dtype, torch.float64)
+    parts = sum(one["dx"].to(wide) - given.layers[0].dx.to(wide) for one in alone)
+    error = (found["dx"].to(wide) - given.layers[0].dx.to(wide) - parts).abs().max()
+    assert error <= 4 * TOLERANCE[dtype] * found["dx"].abs().max()
+
+
+def test_layers_in_another_order_than_their_slots_are_refused() -> None:
+    given = pack([5, 3])
+    given.slots.rows[0] = given.slots.rows[0].flip(0)
+    with pytest.raises(ValueError, match="rows of task 0 must go layer by layer, in the order of"):
+        given.run("cpp")
+
+
+def test_as_many_outputs_as_factors() -> None:
+    given = problem([5, 3])
+    with pytest.raises(ValueError, match="y must be as many tensors as B, 1, found 2"):
+        lora_forward(given.x, given.A, given.B, given.slots, [given.y, given.y.clone()])
+
+
 def test_rows_may_lie_apart() -> None:
     given = problem([16, 3, 20])
     apart = dataclasses.replace(
@@ -441,13 +531,13 @@ def test_rows_may_lie_apart() -> None:
 def test_raw_ops_are_valid_custom_ops() -> None:
     given = problem([5, 3], share=0.5)
     assert given.dropout is not None
-    shared = (given.A, given.B, *given.slots, *dataclasses.astuple(given.dropout))
+    shared = (given.A, [given.B], *given.slots, *dataclasses.astuple(given.dropout))
     z = given.A.new_zeros(8, 8)
-    torch.library.opcheck(RAW["lora_forward"], (given.x, *shared, given.y, z))
+    torch.library.opcheck(RAW["lora_forward"], (given.x, *shared, [given.y], z))
     places = given.places
     torch.library.opcheck(
         RAW["lora_backward"],
-        (given.dy, given.x, z, *shared, places.a_offsets, places.b_offsets, places.weights,
+        ([given.dy], given.x, z, *shared, places.a_offsets, places.b_offsets, places.weights,
          False, given.dx, z.clone(), places.memory),
     )  # fmt: skip
     table = shared[2:]
@@ -588,7 +678,7 @@ def test_a_wrong_argument_of_a_half_is_named(
         ({"x": torch.ones(8, 63).long()}, TypeError, "x must be float32 or float64 or bfloat16"),
         ({"x": torch.ones(8, 5)}, ValueError, r"A must have shape \[R, in\] = \[8, 5\]"),
         ({"A": torch.ones(8, 63).double()}, TypeError, "A must be float32, found float64"),
-        ({"B": torch.ones(3, 100)}, ValueError, r"B must have shape \[R, ...\] = \[8, 100\]"),
+        ({"B": torch.ones(3, 100)}, ValueError, "B must have 8 rows, as A has, found 3"),
         ({"y": torch.ones(7, 100)}, ValueError, r"y must have shape \[N, out\] = \[8, 100\]"),
         ({"A": torch.ones(63, 8).t()}, ValueError, "A must be contiguous"),
     ],
@@ -653,3 +743,7 @@ if __name__ == "__main__":  # small cases: the interpreter takes a second for ea
         assert_same_bits(in_dirty_memory(case, "triton"), once)
         for floats in (torch.float32, torch.float16):
             assert_halves_match(problem(cut, (65, 20), dtype=floats, share=0.3), "triton")
+    assert_matches_reference(pack([16, 3, 20], share=0.3), "triton")
+    assert_matches_reference(pack([600, 0, 2], square=True), "triton")
+    wide_ = Pack([problem([16, 3], (65, 20), r=r_, seed=r_) for r_ in (40, 3)])
+    assert_matches_reference(wide_, "triton")

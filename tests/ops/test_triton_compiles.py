@@ -15,7 +15,7 @@ OTHERS = {
     "segments": "*i64", "keys": "*i64", "offsets": "*i64", "rows": "*i32", "positions": "*i32",
     "shares": "*fp64", "layer": "i64",
 }  # fmt: skip
-BLOCKS = {"BLOCK_K": 32, "BLOCK_C": 128}
+BLOCKS = {"WIDTH": 64, "BLOCK_K": 32, "BLOCK_C": 128}
 TOKENS = {"SEGMENTS": 8, "BLOCK_M": 32, **BLOCKS}
 LORA = [
     ("tokens_kernel", {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mtlcore.ops.lora import Dropout, Slots
 
@@ -62,6 +62,17 @@ def add_grads(
             if offset >= 0:
                 total[offset : offset + len(row)] += row.square() if square else row
     return total
+
+
+def layers(B: Sequence[Tensor], rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each layer its B, 0 in the rank rows of the others, and [T, K] which slots are its own."""
+    first, ranks = 0, sum(map(len, B))
+    for factor in B:
+        stop = first + len(factor)
+        whole = factor.new_zeros(ranks, factor.shape[1])
+        whole[first:stop] = factor
+        yield whole, (rows >= first) & (rows < stop)
+        first = stop
 
 
 def keep_mask(x: Tensor, slots: Slots, dropout: Dropout) -> Tensor:

@@ -11,6 +11,8 @@ the chunks in their order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -23,6 +25,7 @@ from mtlcore.ops.triton import LAUNCH_OPTIONS
 _TILE = 32  # tokens of a program that reads and writes tokens
 _CHUNK = 512  # tokens of a program that sums gradients
 _RANKS = 64  # rank rows at a time, at most
+_EVERY = 2**31 - 1  # rank rows
 
 
 @triton.jit
@@ -39,6 +42,15 @@ def find_tile(segments, count, tile, SEGMENTS: tl.constexpr, SIZE: tl.constexpr)
     first = tl.sum(tl.where(mine, start + (tile - behind + tiles) * SIZE, 0), 0)
     stop = tl.minimum(tl.sum(tl.where(mine, end, 0), 0), first + SIZE)
     return task, first, stop
+
+
+@triton.jit
+def find_slots(rows, task, width, first, stop, WIDTH: tl.constexpr):
+    """The slots [begin, end) of a task whose rank rows are [first, stop)."""
+    slot = tl.arange(0, WIDTH)
+    row = tl.load(rows + task * width + slot, slot < width, -1)
+    begin = tl.sum(((row >= 0) & (row < first)).to(tl.int32), 0)
+    return begin, begin + tl.sum(((row >= first) & (row < stop)).to(tl.int32), 0)
 
 
 @triton.jit
@@ -74,8 +86,8 @@ def tokens_kernel(
     source,
     source_stride,
     source_columns,
-    down,  # [R, source_columns]
-    up,  # [R, target_columns]
+    down,  # [stop_row - first_row, source_columns]
+    up,  # [stop_row - first_row, target_columns]
     target,
     target_stride,
     target_columns,
@@ -85,11 +97,14 @@ def tokens_kernel(
     rows,
     scales,
     width,  # K
+    first_row,
+    stop_row,
     shares,
     keys,
     positions,
     layer,
     SEGMENTS: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -100,7 +115,7 @@ def tokens_kernel(
     HAS_TARGET: tl.constexpr,
 ):
     """reduced = source downᵀ (else it is given) and target += (scales * reduced) up, for one tile
-    of tokens."""
+    of tokens and the slots of the rank rows that down and up have."""
     task, first, stop = find_tile(segments, segment_count, tl.program_id(0), SEGMENTS, BLOCK_M)
     if stop > first:
         token = first + tl.arange(0, BLOCK_M).to(tl.int64)
@@ -112,13 +127,14 @@ def tokens_kernel(
             key = tl.load(keys + task)
             position = tl.load(positions + token, there, -1)
             factor = kept_factor(position, share, wide)
-        for begin in range(0, width, BLOCK_K):
+        slots, end = find_slots(rows, task, width, first_row, stop_row, WIDTH)
+        for begin in range(slots, end, BLOCK_K):
             rank = begin + tl.arange(0, BLOCK_K)
-            row = tl.load(rows + task * width + rank, rank < width, -1).to(tl.int64)
-            scale = tl.load(scales + task * width + rank, rank < width, 0.0)
-            used = row >= 0
+            used = rank < end
+            row = tl.load(rows + task * width + rank, used, 0).to(tl.int64) - first_row
+            scale = tl.load(scales + task * width + rank, used, 0.0)
             place = reduced + token[:, None] * width + rank[None, :]
-            cell = there[:, None] & (rank < width)[None, :]
+            cell = there[:, None] & used[None, :]
             if HAS_SOURCE:
                 z = tl.zeros([BLOCK_M, BLOCK_K], wide)
                 for column in range(0, source_columns, BLOCK_C):
@@ -171,15 +187,20 @@ def chunks_kernel(
     source_stride,
     columns,
     reduced,  # [N, K]
-    partials,  # [chunks, K, columns]
+    partials,  # [chunks, most, columns]
+    most,  # slots of rank rows [first_row, stop_row) that a task has, at most
     segments,
     segment_count,
+    rows,
     width,
+    first_row,
+    stop_row,
     shares,
     keys,
     positions,
     layer,
     SEGMENTS: tl.constexpr,
+    WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -191,20 +212,23 @@ def chunks_kernel(
     task, first, stop = find_tile(segments, segment_count, tl.program_id(0), SEGMENTS, CHUNK)
     column = tl.program_id(1) * BLOCK_C
     c = column + tl.arange(0, BLOCK_C)
-    rank = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
-    if stop > first:
+    slots, end = find_slots(rows, task, width, first_row, stop_row, WIDTH)
+    begin = tl.program_id(2) * BLOCK_K
+    if (stop > first) & (begin < end - slots):
+        rank = begin + tl.arange(0, BLOCK_K)
+        used = rank < end - slots
         wide = reduced.dtype.element_ty
         narrow = source.dtype.element_ty
         total = tl.zeros([BLOCK_K, BLOCK_C], wide)
         if DROPOUT:
             share = tl.load(shares + task)
             key = tl.load(keys + task)
-        for begin in range(0, CHUNK, BLOCK_M):
-            token = first + begin + tl.arange(0, BLOCK_M).to(tl.int64)
+        for begin_m in range(0, CHUNK, BLOCK_M):
+            token = first + begin_m + tl.arange(0, BLOCK_M).to(tl.int64)
             there = token < stop
             z = tl.load(
-                reduced + token[:, None] * width + rank[None, :],
-                there[:, None] & (rank < width)[None, :],
+                reduced + token[:, None] * width + (slots + rank)[None, :],
+                there[:, None] & used[None, :],
                 0.0,
             )
             x = tl.load(
@@ -218,13 +242,14 @@ def chunks_kernel(
                 x = tl.where(kept, x, 0.0)
                 z *= kept_factor(position, share, wide)[:, None]
             total = tl.dot(tl.trans(z.to(narrow)), x, total, input_precision="ieee")
-        out = partials + (chunk * width + rank[:, None]) * columns + c[None, :]
-        tl.store(out, total, (rank < width)[:, None] & (c < columns)[None, :])
+        out = partials + (chunk * most + rank[:, None]) * columns + c[None, :]
+        tl.store(out, total, used[:, None] & (c < columns)[None, :])
 
 
 @triton.jit
 def sum_kernel(
-    partials,  # [chunks, K, columns]
+    partials,  # [chunks, most, columns]
+    most,
     columns,
     memory,
     offsets,
@@ -232,7 +257,11 @@ def sum_kernel(
     scales,
     segments,
     segment_count,
+    rows,
     width,
+    first_row,
+    stop_row,
+    WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -243,24 +272,26 @@ def sum_kernel(
     place, so only one program ever writes to a column."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     rank = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    inside = (rank < width)[:, None] & (c < columns)[None, :]
     chunk = tl.cast(0, tl.int64)
     for segment in range(segment_count):
         task = tl.load(segments + segment * 3)
+        slots, end = find_slots(rows, task, width, first_row, stop_row, WIDTH)
+        used = rank < end - slots
+        inside = used[:, None] & (c < columns)[None, :]
         tokens = tl.load(segments + segment * 3 + 2) - tl.load(segments + segment * 3 + 1)
         total = tl.zeros([BLOCK_K, BLOCK_C], memory.dtype.element_ty)
         for _ in range((tokens + CHUNK - 1) // CHUNK):
-            place = partials + (chunk * width + rank[:, None]) * columns + c[None, :]
+            place = partials + (chunk * most + rank[:, None]) * columns + c[None, :]
             total += tl.load(place, inside, 0.0)
             chunk += 1
-        slot = task * width + rank
-        factor = tl.load(weights + slot, rank < width, 0.0)
+        slot = task * width + slots + rank
+        factor = tl.load(weights + slot, used, 0.0)
         if SCALED:
-            factor *= tl.load(scales + slot, rank < width, 0.0)
+            factor *= tl.load(scales + slot, used, 0.0)
         total *= factor[:, None]
         if SQUARE:
             total *= total
-        offset = tl.load(offsets + slot, rank < width, -1)
+        offset = tl.load(offsets + slot, used, -1)
         out = memory + offset[:, None] + c[None, :]
         wanted = inside & (offset >= 0)[:, None]
         tl.store(out, tl.load(out, wanted, 0.0) + total, wanted)
@@ -268,16 +299,24 @@ def sum_kernel(
 
 
 def lora_forward(
-    x: Tensor, A: Tensor, B: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
-    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Tensor, z: Tensor,
+    x: Tensor, A: Tensor, B: Sequence[Tensor], segments: Tensor, rows: Tensor, scales: Tensor,
+    shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Sequence[Tensor], z: Tensor,
 ) -> None:  # fmt: skip
     """Fill z and add to y; see `mtlcore.ops.lora.lora_forward`."""
     table = segments, rows, scales, shares, keys, positions, layer
-    _tokens(z, *table, source=x, down=A, target=y, up=B, scaled="on use", drops="source")
+    alone = len(B) == 1
+    if not alone:
+        _tokens(z, *table, source=x, down=A, drops="source")
+    source = x if alone else None
+    for target, up, first in zip(y, B, _first_rows(B), strict=True):
+        _tokens(
+            z, *table, source=source, down=A, target=target, up=up,
+            scaled="on use", drops="source", first=first,
+        )  # fmt: skip
 
 
 def lora_backward(
-    dy: Tensor, x: Tensor, z: Tensor, A: Tensor, B: Tensor,
+    dy: Sequence[Tensor], x: Tensor, z: Tensor, A: Tensor, B: Sequence[Tensor],
     segments: Tensor, rows: Tensor, scales: Tensor,
     shares: Tensor, keys: Tensor, positions: Tensor, layer: int,
     a_offsets: Tensor, b_offsets: Tensor, weights: Tensor, square: bool,
@@ -286,14 +325,21 @@ def lora_backward(
     """Fill dz, add to dx (unless it is empty) and to memory; see `mtlcore.ops.lora`."""
     table = segments, rows, scales, shares, keys, positions, layer
     target = dx if dx.ndim == 2 else None
-    _tokens(dz, *table, source=dy, down=B, target=target, up=A, scaled="stored", drops="target")
-    none = shares[:0], keys, positions, layer
-    masks = shares, keys, positions, layer
-    for source, reduced, offsets, dropout, scaled in (
-        (x, dz, a_offsets, masks, False),
-        (dy, z, b_offsets, none, True),
-    ):
-        _grads(source, reduced, segments, scales, dropout, offsets, weights, memory, scaled, square)
+    alone = len(B) == 1
+    for source, down, first in zip(dy, B, _first_rows(B), strict=True):
+        _tokens(
+            dz, *table, source=source, down=down, target=target if alone else None, up=A,
+            scaled="stored", drops="target", first=first,
+        )  # fmt: skip
+    if target is not None and not alone:
+        _tokens(dz, *table, target=target, up=A, drops="target")
+    batch, places = (segments, rows, scales), (weights, memory)
+    masks, none = (shares, keys, positions, layer), (shares[:0], keys, positions, layer)
+    _grads(x, dz, *batch, masks, a_offsets, *places, 0, len(A), scaled=False, square=square)
+    for source, up, first in zip(dy, B, _first_rows(B), strict=True):
+        _grads(
+            source, z, *batch, none, b_offsets, *places, first, len(up), scaled=True, square=square
+        )
 
 
 def lora_shrink(
@@ -321,7 +367,8 @@ def lora_grads(
 ) -> None:  # fmt: skip
     """Add zᵀ x of each segment to memory: the gradient of either factor in plain autograd."""
     masks = shares, keys, positions, layer
-    _grads(x, z, segments, scales, masks, offsets, weights, memory, scaled=False, square=False)
+    batch, places = (segments, rows, scales), (offsets, weights, memory)
+    _grads(x, z, *batch, masks, *places, 0, _EVERY, scaled=False, square=False)
 
 
 def _tokens(
@@ -330,48 +377,60 @@ def _tokens(
     source: Tensor | None = None, down: Tensor | None = None,
     target: Tensor | None = None, up: Tensor | None = None,
     scaled: Literal["no", "on use", "stored"] = "no", drops: Literal["source", "target"],
+    first: int = 0,
 ) -> None:  # fmt: skip
     count, width = len(segments), rows.shape[1]
     if not (len(reduced) and count and width):
         return
     has_source, has_target, dropout = source is not None, target is not None, len(shares) > 0
-    given = source if source is not None else target
+    given, factor = (target, up) if source is None else (source, down)
     assert given is not None
+    assert factor is not None
+    stop = first + len(factor)
     # The kernel does not touch what is not there.
     source, target = given if source is None else source, given if target is None else target
     down, up = reduced if down is None else down, reduced if up is None else up
     tokens_kernel[(count + triton.cdiv(len(reduced), _TILE),)](
         source, source.stride(0), source.shape[1], down, up,
         target, target.stride(0), target.shape[1], reduced,
-        segments, count, rows, scales, width, shares, keys, positions, layer,
-        triton.next_power_of_2(count), _TILE, _rank_block(width), _column_block(given),
+        segments, count, rows, scales, width, first, stop, shares, keys, positions, layer,
+        triton.next_power_of_2(count), triton.next_power_of_2(width), _TILE,
+        _rank_block(min(width, stop - first)), _column_block(given),
         scaled, dropout and drops == "source", dropout and drops == "target",
         has_source, has_target, **LAUNCH_OPTIONS,
     )  # fmt: skip
 
 
 def _grads(
-    source: Tensor, reduced: Tensor, segments: Tensor, scales: Tensor,
+    source: Tensor, reduced: Tensor, segments: Tensor, rows: Tensor, scales: Tensor,
     dropout: tuple[Tensor, Tensor, Tensor, int],
-    offsets: Tensor, weights: Tensor, memory: Tensor, scaled: bool, square: bool,
+    offsets: Tensor, weights: Tensor, memory: Tensor, first: int, count_rows: int, *,
+    scaled: bool, square: bool,
 ) -> None:  # fmt: skip
     tokens, columns = source.shape
     count, width = len(segments), offsets.shape[1]
-    if not (tokens and count and width and columns):
+    most = min(width, count_rows)
+    if not (tokens and count and most and columns):
         return
-    ranks, block = _rank_block(width), _column_block(source)
+    ranks, block = _rank_block(most), _column_block(source)
     chunks = count + triton.cdiv(tokens, _CHUNK)
-    partials = reduced.new_empty((chunks, width, columns))
-    tiles = triton.cdiv(columns, block), triton.cdiv(width, ranks)
+    partials = reduced.new_empty((chunks, most, columns))
+    tiles = triton.cdiv(columns, block), triton.cdiv(most, ranks)
+    table = rows, width, first, min(first + count_rows, _EVERY)
     chunks_kernel[chunks, tiles[0], tiles[1]](
-        source, source.stride(0), columns, reduced, partials, segments, count, width, *dropout,
-        triton.next_power_of_2(count), _CHUNK, _TILE, ranks, block, len(dropout[0]) > 0,
-        **LAUNCH_OPTIONS,
+        source, source.stride(0), columns, reduced, partials, most, segments, count, *table,
+        *dropout, triton.next_power_of_2(count), triton.next_power_of_2(width),
+        _CHUNK, _TILE, ranks, block, len(dropout[0]) > 0, **LAUNCH_OPTIONS,
     )  # fmt: skip
     sum_kernel[tiles](
-        partials, columns, memory, offsets, weights, scales, segments, count, width,
-        _CHUNK, ranks, block, scaled, square, **LAUNCH_OPTIONS,
+        partials, most, columns, memory, offsets, weights, scales, segments, count, *table,
+        triton.next_power_of_2(width), _CHUNK, ranks, block, scaled, square, **LAUNCH_OPTIONS,
     )  # fmt: skip
+
+
+def _first_rows(factors: Sequence[Tensor]) -> list[int]:
+    """The first rank row of each factor."""
+    return [0, *accumulate(map(len, factors[:-1]))]
 
 
 def _rank_block(width: int) -> int:
