@@ -204,18 +204,27 @@ void with_lora(const TensorView& x, const LoraViews& views, Body body) {
 
 using Views = std::vector<TensorView>;
 
+// One tensor or several.
+struct ViewSpan {
+    const TensorView* data;
+    size_t size;
+    ViewSpan(const TensorView& one) : data(&one), size(1) {}
+    ViewSpan(const Views& many) : data(many.data()), size(many.size()) {}
+    const TensorView& operator[](size_t index) const { return data[index]; }
+};
+
 // Add tokens and factor of each layer that is run; their rank rows follow each other.
 template <class X, class Scalar>
-void add_sides(std::vector<Side<X, Scalar>>& sides, const Views& tokens, const char* name,
-               const Views& factors, const char* factor_name, Dtype x_dtype, Dtype dtype,
+void add_sides(std::vector<Side<X, Scalar>>& sides, ViewSpan tokens, const char* name,
+               ViewSpan factors, const char* factor_name, Dtype x_dtype, Dtype dtype,
                const Lora<Scalar>& lora, int64_t tasks, bool drops) {
-    if (tokens.size() != factors.size()) {
+    if (tokens.size != factors.size) {
         throw std::invalid_argument(
             std::string(name) + " and " + factor_name + " must be as many tensors, found " +
-            std::to_string(tokens.size()) + " and " + std::to_string(factors.size()));
+            std::to_string(tokens.size) + " and " + std::to_string(factors.size));
     }
     int64_t ranks = 0;
-    for (size_t p = 0; p < tokens.size(); ++p) {
+    for (size_t p = 0; p < tokens.size; ++p) {
         check_rank(tokens[p], name, 2);
         const int64_t columns = tokens[p].shape[1];
         check_matrix(tokens[p], name, x_dtype, lora.tokens, columns);
@@ -312,7 +321,7 @@ void lora_forward(const TensorView& x, const TensorView& A, const Views& B,
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
     run_pass(x, views, z, threads, [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
         pass.scaling = Scaling::kOnUse;
-        add_sides(pass.sources, {x}, "x", {A}, "A", x.dtype, dtype, lora, tasks, true);
+        add_sides(pass.sources, x, "x", A, "A", x.dtype, dtype, lora, tasks, true);
         add_sides(pass.targets, y, "y", B, "B", x.dtype, dtype, lora, tasks, false);
     });
 }
@@ -335,12 +344,14 @@ void lora_backward(const Views& dy, const TensorView& x, const TensorView& z, co
         pass.reduced = dz.ptr<Scalar>();
         pass.scaling = Scaling::kStored;
         add_sides(pass.sources, dy, "dy", B, "B", x.dtype, dtype, lora, tasks, false);
-        if (dx.ndim == 2) {
-            check_size(dx, "dx", 1, x.shape[1]);
-            add_sides(pass.targets, {dx}, "dx", {A}, "A", x.dtype, dtype, lora, tasks, true);
-        }
         std::vector<Side<const X, Scalar>> inputs;
-        add_sides(inputs, {x}, "x", {A}, "A", x.dtype, dtype, lora, tasks, true);
+        add_sides(inputs, x, "x", A, "A", x.dtype, dtype, lora, tasks, true);
+        if (dx.ndim == 2) {
+            const auto& input = inputs[0];
+            check_matrix(dx, "dx", x.dtype, lora.tokens, input.columns);
+            pass.targets.push_back({dx.ptr<X>(), dx.stride(0), input.columns, input.factor,
+                                    input.first, input.stop, input.drops});
+        }
         const PlaceViews places{weights, memory, square};
         std::vector<LoraGrads<X, Scalar>> grads{
             grads_of<X>(inputs[0], dz, false, a_offsets, "a_offsets", places, lora, dtype, tasks)};
@@ -359,7 +370,7 @@ void lora_shrink(const TensorView& x, const TensorView& A, const TensorView& seg
                  const TensorView& z, int threads) {
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
     run_pass(x, views, z, threads, [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
-        add_sides(pass.sources, {x}, "x", {A}, "A", x.dtype, dtype, lora, tasks, true);
+        add_sides(pass.sources, x, "x", A, "A", x.dtype, dtype, lora, tasks, true);
     });
 }
 
@@ -369,7 +380,7 @@ void lora_expand(const TensorView& z, const TensorView& B, const TensorView& seg
                  const TensorView& y, int threads) {
     const LoraViews views{segments, rows, scales, shares, keys, positions, layer};
     run_pass(y, views, z, threads, [&](auto& pass, const auto& lora, Dtype dtype, int64_t tasks) {
-        add_sides(pass.targets, {y}, "y", {B}, "B", y.dtype, dtype, lora, tasks, true);
+        add_sides(pass.targets, y, "y", B, "B", y.dtype, dtype, lora, tasks, true);
     });
 }
 

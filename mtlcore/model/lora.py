@@ -19,7 +19,6 @@ from mtlcore.model.layers import AdapterLayer
 from mtlcore.seeds import seed_of
 
 if TYPE_CHECKING:
-    from mtlcore.arena import Sink
     from mtlcore.model.layout import Adapter, Layout, Routing
 
 
@@ -102,7 +101,7 @@ class MultiTaskLora(AdapterLayer):
         version = None if x.is_inference() else x._version
         return version, dtype, self.training, torch.is_grad_enabled()
 
-    def frozen(self, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+    def frozen(self, dtype: torch.dtype | None) -> tuple[Any, ...]:
         """The frozen weight [out, in] and bias, in another dtype if one is given."""
         base = self.base
         weight: Tensor = base.weight
@@ -159,9 +158,6 @@ class Pack:
         layer, index = self._weights[adapter]
         return layer.parameter(index, factor)
 
-    def sink(self) -> Sink:
-        return self.layers[0].sink()
-
     def run(
         self, x: Tensor, dtype: torch.dtype | None, dropout: ops.Dropout | None
     ) -> tuple[Tensor, ...]:
@@ -171,7 +167,10 @@ class Pack:
         assert self.down is not None
         apply: Callable[..., tuple[Tensor, ...]] = _LoraLinears.apply  # torch leaves it untyped
         slots = self.layers[0].routing.slots(self.places, x, self.down.dtype)
-        frozen = [part for layer in self.layers for part in layer.frozen(dtype)]
+        first, *others = self.layers
+        frozen = first.frozen(dtype)
+        for layer in others:
+            frozen += layer.frozen(dtype)
         return apply(x, self, slots, dropout, self.trained, *frozen)
 
     @torch.inference_mode(mode=False)  # its tensors could not be trained later
@@ -254,14 +253,13 @@ class _LoraLinears(torch.autograd.Function):
         trained: Tensor,  # only that autograd comes by, even if x wants no gradient
         *frozen: Any,  # weight and bias of each
     ) -> tuple[Tensor, ...]:
-        weights = frozen[0::2]
-        outputs = [F.linear(x, *one) for one in zip(weights, frozen[1::2], strict=True)]
+        outputs = [F.linear(x, *frozen[i : i + 2]) for i in range(0, len(frozen), 2)]
         # z [N, K] is small, so kept. All shapes follow from the layers', so none is checked.
         down, up = pack.down, pack.up
         assert down is not None
         z = ops.lora_forward(x.detach(), down, up, slots, outputs, dropout, check=False)
         ctx.pack, ctx.slots, ctx.dropout = pack, slots, dropout
-        ctx.save_for_backward(x, z, down, *weights, *up)
+        ctx.save_for_backward(x, z, down, *frozen[0::2], *up)
         return tuple(outputs)
 
     @staticmethod
@@ -272,9 +270,10 @@ class _LoraLinears(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dy[0] @ rest[0]
-            for grad, weight in zip(dy[1:], rest[1 : len(dy)], strict=True):
-                dx.addmm_(grad, weight)  # in one buffer, so that autograd has nothing to add
-        places = ctx.pack.sink().places(ctx.pack)
+            for i in range(1, len(dy)):  # in one buffer, so that autograd has nothing to add
+                dx.addmm_(dy[i], rest[i])
+        pack = ctx.pack
+        places = pack.layers[0].sink().places(pack)
         ops.lora_backward(
             dy, x.detach(), z, down, rest[len(dy) :], ctx.slots, places, dx, ctx.dropout,
             check=False,
