@@ -1,11 +1,14 @@
 """Gramian, combination and both with a weighting between: `python -m benchmarks.gramian`.
 
 J [T, P] fp32 against plain torch and against the bandwidth of a copy of the same size in the same
-rounds. The floor of the Gramian is to read J once, that of the combination to read J and write P.
+rounds. The floor of a Gramian is to read J once, that of the combination to read J and write P.
 
-    gramian     ops.gramian          torch: J @ Jᵀ (fp32, as torch adds it up)
-    combine     ops.combine          torch: torch.mv(Jᵀ, w, out=...)
-    project     Gramian, PCGrad's weights and combination, in sum
+    gramian     ops.gramian             torch: J @ Jᵀ (fp32, as torch adds it up)
+    by slice    ops.gramian_by_slice, of as many slices as a model has factors
+    cross       ops.cross_gramian       torch: J @ v
+    combine     ops.combine             torch: torch.mv(Jᵀ, w, out=...)
+    project     ops.project_task_gradients: Gramian, PCGrad's weights and combination
+                                        torch: J @ Jᵀ, the same weights, w @ J
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from mtlcore_plugins.weighting.pcgrad import pcgrad_weights
 TASKS = (8, 32)
 COLUMNS = 5_000_000
 ROUNDS = 21
+SLICES = 400
 SHARE = 0.7  # of the copy's bandwidth
 SPEEDUP = {8: 2.5, 32: 1.6}  # over torch's J @ Jᵀ
 TOLERANCE = 1e-6  # of the norms' product
@@ -43,31 +47,51 @@ class Case:
         self.out = torch.empty(columns, device=device)
         others = [[j for j in range(tasks) if j != i] for i in range(tasks)]
         self.order = np.array(others)  # in which PCGrad meets them
+        self.v = torch.randn(columns, generator=draw).to(device)
+        self.starts = [columns * slice_ // SLICES for slice_ in range(SLICES + 1)]
         self.variants: dict[str, Callable[[], object]] = {
             "copy": lambda: self.copy.copy_(self.J),
             "gramian": lambda: ops.gramian(self.J),
             "torch J @ Jt": lambda: self.J @ self.J.T,
+            "by slice": lambda: ops.gramian_by_slice(self.J, self.starts),
+            "cross": lambda: ops.cross_gramian(self.J, self.v),
+            "torch J @ v": lambda: self.J @ self.v,
             "combine": lambda: ops.combine(self.J, self.w, out=self.out),
             "torch mv": lambda: torch.mv(self.J.T, self.w, out=self.out),
-            "project": self.project,
+            "project": lambda: ops.project_task_gradients(self.J, self.solve, out=self.out),
+            "torch project": self.torch_project,
         }
 
-    def project(self) -> Tensor:
-        weights = pcgrad_weights(ops.gramian(self.J).cpu().numpy(), self.order)
-        return ops.combine(self.J, torch.from_numpy(weights).to(self.J), out=self.out)
+    def solve(self, gramian: Tensor) -> Tensor:
+        return torch.from_numpy(pcgrad_weights(gramian.numpy(), self.order))
+
+    def torch_project(self) -> Tensor:
+        weights = self.solve((self.J @ self.J.T).double().cpu())
+        return weights.to(self.J) @ self.J
+
+    def run(self, variant: str) -> Tensor:
+        """What the variant gives, in float64."""
+        found = self.variants[variant]()
+        assert isinstance(found, Tensor)
+        return found.double()
 
     def error(self, variant: str) -> float:
         """The largest error of a Gramian, in units of the norms' product."""
         exact = reference(self.J)
         norms = exact.diagonal().sqrt()
-        found = self.variants[variant]()
-        assert isinstance(found, Tensor)
-        return float(((found.double() - exact).abs() / norms[:, None] / norms).max())
+        found = self.run(variant)
+        found = found.sum(0) if found.ndim == 3 else found
+        return float(((found - exact).abs() / norms[:, None] / norms).max())
 
     def check(self) -> None:
-        assert self.error("gramian") <= TOLERANCE, f"{self.name}: {self.error('gramian'):.1e} off"
-        found, expected = ops.combine(self.J, self.w), torch.mv(self.J.T.double(), self.w.double())
-        assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5)
+        for name in ("gramian", "by slice"):
+            assert self.error(name) <= TOLERANCE, f"{self.name}, {name}: {self.error(name):.1e} off"
+        J, v = self.J.double(), self.v.double()
+        off = (self.run("cross") - J @ v).abs() / (J.norm(dim=1) * v.norm())
+        assert off.max() <= TOLERANCE, f"{self.name}, cross: {off.max():.1e} off"
+        projected = self.solve(reference(self.J).cpu()).to(J) @ J
+        for name, expected in (("combine", self.w.double() @ J), ("project", projected)):
+            assert torch.allclose(self.run(name), expected, rtol=1e-5, atol=1e-5), name
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -76,6 +100,8 @@ class Case:
         return {
             "copy": 2 * size,
             "gramian": size,
+            "by slice": size,
+            "cross": size + column,
             "combine": size + column,
             "project": 2 * size + column,
         }
@@ -96,10 +122,10 @@ def measure(options: argparse.Namespace) -> list[Result]:
             result(case.name, name, [1000 * value for value in values], "ms")
             for name, values in times.items()
         ]
-        for name in ("gramian", "combine", "project"):
+        for name in ("gramian", "by slice", "cross", "combine", "project"):
             moved = case.bytes[name] / case.bytes["copy"]
             shares = [moved * ratio for ratio in ratios(times, "copy", name)]
-            target = None if name == "project" else SHARE
+            target = SHARE if name in ("gramian", "combine") else None
             results.append(
                 result(case.name, f"{name}, share of copy bandwidth", shares, "x",
                        target=target, higher_is_better=True)
@@ -108,8 +134,11 @@ def measure(options: argparse.Namespace) -> list[Result]:
             result(case.name, "torch J @ Jt / gramian", ratios(times, "torch J @ Jt", "gramian"),
                    "x", target=SPEEDUP[tasks], higher_is_better=True)
         )  # fmt: skip
-        faster = ratios(times, "torch mv", "combine")
-        results.append(result(case.name, "torch mv / combine", faster, "x"))
+        for rival, name in (
+            ("torch J @ v", "cross"), ("torch mv", "combine"), ("torch project", "project"),
+        ):  # fmt: skip
+            faster = ratios(times, rival, name)
+            results.append(result(case.name, f"{rival} / {name}", faster, "x"))
         for name in ("gramian", "torch J @ Jt"):
             results.append(result(case.name, f"{name}, error", [case.error(name)], ""))
     return results

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "common/chunks.h"
 #include "common/half.h"
 #include "common/lora.h"
 #include "common/tensor_caster.h"
@@ -42,68 +41,123 @@ void for_dtype(Dtype dtype, Body body) {
     }
 }
 
-void gramian(const TensorView& J, const TensorView& partials, const TensorView& out, int threads) {
-    check_rank(J, "J", 2);
-    check_float(J, "J");
-    check_dense_rows(J, "J");
-    check_device(J);
-    const int64_t tasks = J.shape[0];
-    const int64_t columns = J.shape[1];
-    check_rank(partials, "partials", 3);
-    check_dtype(partials, "partials", Dtype::kFloat64);
-    check_same_device(partials, "partials", J, "J");
-    check_size(partials, "partials", 0, chunk_count(columns));
-    check_size(partials, "partials", 1, tasks);
-    check_size(partials, "partials", 2, tasks);
-    check_contiguous(partials, "partials");
-    check_rank(out, "out", 2);
-    check_dtype(out, "out", Dtype::kFloat64);
-    check_same_device(out, "out", J, "J");
-    check_size(out, "out", 0, tasks);
-    check_size(out, "out", 1, tasks);
-    check_contiguous(out, "out");
+// A contiguous tensor of this dtype and shape.
+void check_packed(const TensorView& view, const char* name, Dtype dtype,
+                  std::initializer_list<int64_t> shape) {
+    check_rank(view, name, static_cast<int>(shape.size()));
+    check_dtype(view, name, dtype);
+    int axis = 0;
+    for (const int64_t size : shape) check_size(view, name, axis++, size);
+    check_contiguous(view, name);
+}
+
+void check_packed(const TensorView& view, const char* name, Dtype dtype,
+                  std::initializer_list<int64_t> shape, const TensorView& J) {
+    check_packed(view, name, dtype, shape);
+    check_same_device(view, name, J, "J");
+}
+
+void check_rows(const TensorView& view, const char* name) {
+    check_rank(view, name, 2);
+    check_float(view, name);
+    check_dense_rows(view, name);
+}
+
+template <class Scalar>
+Rows<Scalar> rows_of(const TensorView& view) {
+    return {view.ptr<const Scalar>(), view.shape[0], view.stride(0)};
+}
+
+// How the columns of J are cut; on a GPU the table cannot be read here.
+Cut cut_of(const TensorView& chunks, const TensorView& firsts, const TensorView& J) {
+    check_rank(chunks, "chunks", 2);
+    check_packed(chunks, "chunks", Dtype::kInt64, {chunks.shape[0], 3}, J);
+    check_rank(firsts, "firsts", 1);
+    check_packed(firsts, "firsts", Dtype::kInt64, {firsts.shape[0]}, J);
+    const Cut cut{chunks.ptr<const Chunk>(), chunks.shape[0], firsts.ptr<const int64_t>(),
+                  firsts.shape[0] - 1};
+    if (cut.slices < 0) throw std::invalid_argument("firsts must have one element or more");
+    if (!J.on_cpu()) return cut;
+    for (int64_t c = 0; c < cut.chunk_count; ++c) {
+        const Chunk& one = cut.chunks[c];
+        if (one.slice < 0 || one.slice >= cut.slices || one.begin < 0 || one.begin > one.end ||
+            one.end > J.shape[1]) {
+            throw std::invalid_argument("chunks[" + std::to_string(c) + "] = (" +
+                                        std::to_string(one.slice) + ", " +
+                                        std::to_string(one.begin) + ", " + std::to_string(one.end) +
+                                        ") does not fit " + std::to_string(cut.slices) +
+                                        " slices of " + std::to_string(J.shape[1]) + " columns");
+        }
+    }
+    for (int64_t s = 0; s <= cut.slices; ++s) {
+        if (cut.firsts[s] < (s > 0 ? cut.firsts[s - 1] : 0) || cut.firsts[s] > cut.chunk_count) {
+            throw std::invalid_argument("firsts[" + std::to_string(s) +
+                                        "] = " + std::to_string(cut.firsts[s]) + " does not fit " +
+                                        std::to_string(cut.chunk_count) + " chunks");
+        }
+    }
+    return cut;
+}
+
+void products(const TensorView& J, const TensorView& V, bool symmetric, const TensorView& chunks,
+              const TensorView& firsts, const TensorView& partials, const TensorView& out,
+              int threads) {
+    const Cut cut = cut_of(chunks, firsts, J);
+    const int64_t left = J.shape[0];
+    const int64_t right = V.shape[0];
+    check_packed(partials, "partials", Dtype::kFloat64, {cut.chunk_count, left, right}, J);
+    check_packed(out, "out", Dtype::kFloat64, {cut.slices, left, right}, J);
     const py::gil_scoped_release release;
     for_dtype(J.dtype, [&](auto scalar) {
         using Scalar = decltype(scalar);
         if (J.on_cpu()) {
-            cpu::gramian(J.ptr<const Scalar>(), tasks, columns, J.stride(0), partials.ptr<double>(),
-                         out.ptr<double>(), std::max(threads, 1));
+            cpu::gramian(rows_of<Scalar>(J), rows_of<Scalar>(V), symmetric, cut,
+                         partials.ptr<double>(), out.ptr<double>(), std::max(threads, 1));
         } else {
 #ifdef MTLCORE_WITH_CUDA
-            cuda::gramian(J.ptr<const Scalar>(), tasks, columns, J.stride(0),
+            cuda::gramian(rows_of<Scalar>(J), rows_of<Scalar>(V), symmetric, cut,
                           partials.ptr<double>(), out.ptr<double>(), J.device.id, J.stream);
 #endif
         }
     });
 }
 
-void combine(const TensorView& J, const TensorView& w, const TensorView& out, int threads) {
-    check_rank(J, "J", 2);
-    check_float(J, "J");
-    check_dense_rows(J, "J");
+void gramian(const TensorView& J, const TensorView& chunks, const TensorView& firsts,
+             const TensorView& partials, const TensorView& out, int threads) {
+    check_rows(J, "J");
     check_device(J);
-    const int64_t tasks = J.shape[0];
-    const int64_t columns = J.shape[1];
-    check_rank(w, "w", 1);
-    check_dtype(w, "w", J.dtype);
-    check_same_device(w, "w", J, "J");
-    check_size(w, "w", 0, tasks);
-    check_contiguous(w, "w");
-    check_rank(out, "out", 1);
-    check_dtype(out, "out", J.dtype);
-    check_same_device(out, "out", J, "J");
-    check_size(out, "out", 0, columns);
-    check_contiguous(out, "out");
+    products(J, J, true, chunks, firsts, partials, out, threads);
+}
+
+void cross_gramian(const TensorView& J, const TensorView& V, const TensorView& chunks,
+                   const TensorView& firsts, const TensorView& partials, const TensorView& out,
+                   int threads) {
+    check_rows(J, "J");
+    check_device(J);
+    check_rows(V, "V");
+    check_dtype(V, "V", J.dtype);
+    check_same_device(V, "V", J, "J");
+    check_size(V, "V", 1, J.shape[1]);
+    products(J, V, false, chunks, firsts, partials, out, threads);
+}
+
+void combine(const TensorView& J, const TensorView& w, const TensorView& chunks,
+             const TensorView& firsts, const TensorView& out, int threads) {
+    check_rows(J, "J");
+    check_device(J);
+    const Cut cut = cut_of(chunks, firsts, J);
+    check_packed(w, "w", J.dtype, {cut.slices, J.shape[0]}, J);
+    check_packed(out, "out", J.dtype, {J.shape[1]}, J);
     const py::gil_scoped_release release;
     for_dtype(J.dtype, [&](auto scalar) {
         using Scalar = decltype(scalar);
         if (J.on_cpu()) {
-            cpu::combine(J.ptr<const Scalar>(), w.ptr<const Scalar>(), tasks, columns, J.stride(0),
-                         out.ptr<Scalar>(), std::max(threads, 1));
+            cpu::combine(rows_of<Scalar>(J), w.ptr<const Scalar>(), cut, out.ptr<Scalar>(),
+                         std::max(threads, 1));
         } else {
 #ifdef MTLCORE_WITH_CUDA
-            cuda::combine(J.ptr<const Scalar>(), w.ptr<const Scalar>(), tasks, columns, J.stride(0),
-                          out.ptr<Scalar>(), J.device.id, J.stream);
+            cuda::combine(rows_of<Scalar>(J), w.ptr<const Scalar>(), cut, out.ptr<Scalar>(),
+                          J.device.id, J.stream);
 #endif
         }
     });
@@ -120,14 +174,10 @@ struct LoraViews {
     uint64_t layer;
 };
 
-// A contiguous tensor of this dtype and shape, on the CPU.
+// Likewise, on the CPU.
 void check_whole(const TensorView& view, const char* name, Dtype dtype,
                  std::initializer_list<int64_t> shape) {
-    check_rank(view, name, static_cast<int>(shape.size()));
-    check_dtype(view, name, dtype);
-    int axis = 0;
-    for (const int64_t size : shape) check_size(view, name, axis++, size);
-    check_contiguous(view, name);
+    check_packed(view, name, dtype, shape);
     if (!view.on_cpu()) throw std::invalid_argument(std::string(name) + " must be on the CPU");
 }
 
@@ -424,11 +474,12 @@ PYBIND11_MODULE(_core, m) {
         }
     });
     m.attr("has_cuda") = mtlcore::kWithCuda;
-    m.def("gramian_chunks", &mtlcore::chunk_count, py::arg("columns"));
-    m.def("gramian", &mtlcore::gramian, py::arg("J"), py::arg("partials"), py::arg("out"),
-          py::arg("threads"));
-    m.def("combine", &mtlcore::combine, py::arg("J"), py::arg("w"), py::arg("out"),
-          py::arg("threads"));
+    m.def("gramian", &mtlcore::gramian, py::arg("J"), py::arg("chunks"), py::arg("firsts"),
+          py::arg("partials"), py::arg("out"), py::arg("threads"));
+    m.def("cross_gramian", &mtlcore::cross_gramian, py::arg("J"), py::arg("V"), py::arg("chunks"),
+          py::arg("firsts"), py::arg("partials"), py::arg("out"), py::arg("threads"));
+    m.def("combine", &mtlcore::combine, py::arg("J"), py::arg("w"), py::arg("chunks"),
+          py::arg("firsts"), py::arg("out"), py::arg("threads"));
     m.def("lora_forward", &mtlcore::lora_forward, py::arg("x"), py::arg("A"), py::arg("B"),
           py::arg("segments"), py::arg("rows"), py::arg("scales"), py::arg("shares"),
           py::arg("keys"), py::arg("positions"), py::arg("layer"), py::arg("y"), py::arg("z"),

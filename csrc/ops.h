@@ -1,23 +1,24 @@
 // Entry points of the kernels: raw pointers, sizes and strides; the checks are made before.
 //
-// J is [tasks, columns] with `stride` elements between rows. Scalar is float or double.
+// Scalar is float or double.
 #pragma once
 
 #include <cstdint>
 
 #include "common/lora.h"
+#include "common/rows.h"
 
 namespace mtlcore::cpu {
 
-// gramian [tasks, tasks] = J Jᵀ; partials [chunk_count(columns), tasks, tasks] is scratch.
+// out [slices, left, right] = left rightᵀ over the columns of each slice, partials [chunks, left,
+// right] is scratch; `symmetric`: both are the same rows.
 template <class Scalar>
-void gramian(const Scalar* J, int64_t tasks, int64_t columns, int64_t stride, double* partials,
-             double* gramian, int threads);
+void gramian(const Rows<Scalar>& left, const Rows<Scalar>& right, bool symmetric, const Cut& cut,
+             double* partials, double* out, int threads);
 
-// out [columns] = Jᵀ w.
+// out [columns] = Jᵀ w with the weights of the columns' slice, of w [slices, tasks].
 template <class Scalar>
-void combine(const Scalar* J, const Scalar* w, int64_t tasks, int64_t columns, int64_t stride,
-             Scalar* out, int threads);
+void combine(const Rows<Scalar>& J, const Scalar* w, const Cut& cut, Scalar* out, int threads);
 
 // A pass over the tokens (unless null), then gradients that may read what it reduced. X is float,
 // double, or a 16-bit type with Scalar = float.
@@ -30,11 +31,11 @@ void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
 namespace mtlcore::cuda {
 
 template <class Scalar>
-void gramian(const Scalar* J, int64_t tasks, int64_t columns, int64_t stride, double* partials,
-             double* gramian, int device, void* stream);
+void gramian(const Rows<Scalar>& left, const Rows<Scalar>& right, bool symmetric, const Cut& cut,
+             double* partials, double* out, int device, void* stream);
 
 template <class Scalar>
-void combine(const Scalar* J, const Scalar* w, int64_t tasks, int64_t columns, int64_t stride,
-             Scalar* out, int device, void* stream);
+void combine(const Rows<Scalar>& J, const Scalar* w, const Cut& cut, Scalar* out, int device,
+             void* stream);
 
 }  // namespace mtlcore::cuda

@@ -76,6 +76,7 @@ class Arena:
     ) -> None:
         self.task_count = task_count
         self.slots: list[Slot] = []
+        self._borders: dict[str, Tensor] = {}
         self._layers = list(layers)
         self._folded: list[float] | None = None
         self._targets: dict[int, list[list[list[Tensor]]]] = {}
@@ -126,6 +127,13 @@ class Arena:
                 else:
                     scopes.append((key, slot.start, slot.stop))
         return scopes
+
+    def borders(self, scope: str) -> Tensor:
+        """[S + 1] int64: the columns of J at which its scopes begin and end."""
+        if scope not in self._borders:
+            stops = [stop for _, _, stop in self.scopes(scope)]
+            self._borders[scope] = torch.tensor([0, *stops])
+        return self._borders[scope]
 
     def clear(self, folded: Sequence[float] | None = None) -> None:
         """Zero the memory for a new step; `folded` [T] are task weights known beforehand."""

@@ -125,10 +125,14 @@ class Gradients:
             self.arena.clear(self._per_task(weights).tolist() if self._folded else None)
 
     def _per_task(self, weights: Tensor | None) -> Tensor:
-        """Coefficients [T] of the raw rows: w_t * loss_weight_t / N_t, 0 for absent tasks."""
-        full = torch.zeros(self.task_count, dtype=torch.float64)
+        """Coefficients of the raw rows: w_t * loss_weight_t / N_t, 0 for absent tasks.
+
+        [T] from weights [T'], [S, T] from weights by scope.
+        """
+        scopes = () if weights is None else weights.shape[:-1]
+        full = torch.zeros(*scopes, self.task_count, dtype=torch.float64)
         if weights is not None:
-            full[self.present] = weights.double().cpu()
+            full[..., self.present] = weights.double().cpu()
         return full * self._scale
 
     def _multi_pass(self, loss_sums: Tensor) -> None:
@@ -212,11 +216,10 @@ class Gradients:
         computed once per step and scope, and shared by all readers.
         """
         if scope not in self._gramians:
-            raw = self._raw_rows()
-            parts = [ops.gramian(raw[:, start:stop]) for _, start, stop in self.arena.scopes(scope)]
+            rows, borders = self._raw_rows(), self.arena.borders(scope)
+            grams = ops.gramian_by_slice(rows, borders).cpu()  # [S, T, T]
             scale = self._scale[self.present]
-            grams = torch.stack(parts).double().cpu()[:, self.present][:, :, self.present]
-            grams = grams * scale[:, None] * scale
+            grams = grams[:, self.present][:, :, self.present] * scale[:, None] * scale
             self._gramians[scope] = grams[0] if scope == "model" else grams
         return self._gramians[scope]
 
@@ -246,12 +249,10 @@ class Gradients:
             self.update.copy_(weights.vector)
         elif self.has_shared:
             assert weights is not None
-            by_scope = weights.ndim == 2
-            scopes = self.arena.scopes(self._scope_of(weights.shape[0]) if by_scope else "model")
-            for (_, start, stop), w in zip(scopes, weights if by_scope else [weights], strict=True):
-                self.update[start:stop] = ops.combine(
-                    self.arena.rows[:, start:stop], self._per_task(w).to(self.arena.rows)
-                )
+            scope = self._scope_of(weights.shape[0]) if weights.ndim == 2 else "model"
+            per_task = self._per_task(weights).to(self.arena.rows).view(-1, self.task_count)
+            borders = self.arena.borders(scope)
+            ops.combine_by_slice(self.arena.rows, per_task, borders, out=self.update)
         share = 1 / self.task_count if self.has_shared else 1.0
         for task in self.present:
             self.arena.own[self.arena.own_columns(task)] *= self._scale[task] * share

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtlcore.arena import offsets_in, slot_weights
 from mtlcore.data.batches import Batch, deal
 from mtlcore.data.example import Example
-from mtlcore.gradients import Direction, Gradients
+from mtlcore.gradients import Direction, Gradients, Scope
 from mtlcore.model.backbone import MultiTaskModel
 from mtlcore.model.heads import Pooling
 from mtlcore.model.layout import Segment
@@ -187,13 +187,15 @@ def test_the_update_is_the_gradient_of_the_weighted_loss(mode: str) -> None:
         torch.testing.assert_close(parameter.grad - found[name], found[name])
 
 
-def test_weights_by_scope_act_on_their_own_columns() -> None:
+@pytest.mark.parametrize("scope", ["layer", "factor"])
+def test_weights_by_scope_act_on_their_own_columns(scope: Scope) -> None:
+    """Here of two of three tasks: the third is absent."""
     model = multi_task()
     model.try_flat()
-    gradients = run_step(model, [batch_of(rows(), 3)])
-    j, scopes = gradients.rows(), gradients.arena.scopes("layer")
-    gradients.gramian("layer")
-    weights = torch.tensor([[1.0, 0.0, 2.0], [0.5, 3.0, 0.0]], dtype=torch.float64)
+    gradients = run_step(model, [batch_of([row for row in rows() if row.task != "task1"], 3)])
+    j, scopes = gradients.rows(), gradients.arena.scopes(scope)
+    gradients.gramian(scope)
+    weights = torch.rand(len(scopes), 2, dtype=torch.float64)
     gradients.apply(weights)
     for (_, start, stop), w in zip(scopes, weights, strict=True):
         torch.testing.assert_close(gradients.update[start:stop], w @ j[:, start:stop])

@@ -1,8 +1,8 @@
-// out = Jᵀ w in J's dtype: one thread per column, neighbours read neighbours, tasks in their order.
+// out = Jᵀ w in J's dtype, with the weights of each slice of the columns: one thread per column,
+// neighbours read neighbours, tasks in their order.
 //
-// 4 columns per thread, a block apart, keep 4 loads in flight per task.
-
-#include <algorithm>
+// 4 columns per thread, a block apart, keep 4 loads in flight per task. 8 blocks share a chunk, so
+// that the smallest chunks of a large J, of 8,192 columns, take one step.
 
 #include "cuda/launch.h"
 #include "ops.h"
@@ -12,43 +12,49 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kColumns = 4;
+constexpr int kShares = 8;
 
 template <class Scalar>
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(const Scalar* __restrict__ J, const Scalar* __restrict__ w, int64_t tasks,
-                   int64_t columns, int64_t stride, Scalar* __restrict__ out) {
-    const int64_t begin = static_cast<int64_t>(blockIdx.x) * (kThreads * kColumns) + threadIdx.x;
-    Scalar sums[kColumns] = {};
-    for (int64_t t = 0; t < tasks; ++t) {
-        const Scalar weight = w[t];
-        const Scalar* row = J + t * stride;
+    combine_kernel(Rows<Scalar> J, const Scalar* __restrict__ w, const Chunk* __restrict__ chunks,
+                   Scalar* __restrict__ out) {
+    constexpr int kStep = kThreads * kColumns;
+    const Chunk chunk = chunks[blockIdx.x / kShares];
+    const Scalar* weights = w + chunk.slice * J.count;
+    const int size = static_cast<int>(chunk.end - chunk.begin);
+    int column = (blockIdx.x % kShares) * kStep + threadIdx.x;
+    for (; column < size; column += kShares * kStep) {
+        const Scalar* row = J.data + chunk.begin + column;
+        Scalar sums[kColumns] = {};
+        for (int64_t t = 0; t < J.count; ++t) {
+            const Scalar weight = weights[t];
+#pragma unroll
+            for (int c = 0; c < kColumns; ++c) {
+                if (column + c * kThreads < size) sums[c] += weight * row[c * kThreads];
+            }
+            row += J.stride;
+        }
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
-            const int64_t column = begin + c * kThreads;
-            if (column < columns) sums[c] += weight * row[column];
+            const int one = column + c * kThreads;
+            if (one < size) out[chunk.begin + one] = sums[c];
         }
-    }
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-        const int64_t column = begin + c * kThreads;
-        if (column < columns) out[column] = sums[c];
     }
 }
 
 }  // namespace
 
 template <class Scalar>
-void combine(const Scalar* J, const Scalar* w, int64_t tasks, int64_t columns, int64_t stride,
-             Scalar* out, int device, void* stream) {
-    if (columns == 0) return;
+void combine(const Rows<Scalar>& J, const Scalar* w, const Cut& cut, Scalar* out, int device,
+             void* stream) {
+    if (cut.chunk_count == 0) return;
     const DeviceGuard guard(device);
-    const int64_t blocks = (columns + kThreads * kColumns - 1) / (kThreads * kColumns);
-    combine_kernel<<<static_cast<unsigned>(blocks), kThreads, 0,
-                     static_cast<cudaStream_t>(stream)>>>(J, w, tasks, columns, stride, out);
+    combine_kernel<<<static_cast<unsigned>(cut.chunk_count * kShares), kThreads, 0,
+                     static_cast<cudaStream_t>(stream)>>>(J, w, cut.chunks, out);
     check(cudaGetLastError(), "combine");
 }
 
-template void combine(const float*, const float*, int64_t, int64_t, int64_t, float*, int, void*);
-template void combine(const double*, const double*, int64_t, int64_t, int64_t, double*, int, void*);
+template void combine(const Rows<float>&, const float*, const Cut&, float*, int, void*);
+template void combine(const Rows<double>&, const double*, const Cut&, double*, int, void*);
 
 }  // namespace mtlcore::cuda

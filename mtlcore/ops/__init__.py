@@ -1,8 +1,8 @@
 """Ops: kernels with one reference each. `mtlcore ops` prints which backends this machine has."""
 
 from mtlcore.ops.backend import BackendError, OpStatus, active_backend, table, use_backend
-from mtlcore.ops.combine import combine
-from mtlcore.ops.gramian import gramian
+from mtlcore.ops.combine import combine, combine_by_slice, project_task_gradients
+from mtlcore.ops.gramian import cross_gramian, gramian, gramian_by_slice
 from mtlcore.ops.lora import (
     Dropout,
     Places,
@@ -22,11 +22,15 @@ __all__ = [
     "Slots",
     "active_backend",
     "combine",
+    "combine_by_slice",
+    "cross_gramian",
     "gramian",
+    "gramian_by_slice",
     "lora_backward",
     "lora_expand",
     "lora_forward",
     "lora_shrink",
+    "project_task_gradients",
     "sum_by_task",
     "table",
     "task_cross_entropy",

@@ -220,6 +220,20 @@ def test_gramian(capsys: pytest.CaptureFixture[str]) -> None:
         share = found["combine, share of copy bandwidth"]
         assert share["target"] == gramian.SHARE
         assert share["met"] == (share["value"] >= gramian.SHARE)
+        assert {"by slice", "torch J @ v / cross", "torch project / project"} <= found.keys()
+
+
+def test_another_update_is_seen(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    def wrong(J: Any, weights_of: Any, *, out: Any) -> Any:
+        return project(J, lambda G: 1.01 * weights_of(G), out=out)
+
+    project = gramian.ops.project_task_gradients
+    monkeypatch.setattr(gramian.ops, "project_task_gradients", wrong)
+    with pytest.raises(SystemExit):
+        gramian.run(["--json", "--rounds", "1", "--columns", "5000"])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "project" in captured.err
 
 
 def test_lora(capsys: pytest.CaptureFixture[str]) -> None:

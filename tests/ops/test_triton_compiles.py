@@ -10,8 +10,9 @@ import pytest
 
 # Types of the kernels' arguments; those of the tensors' own dtype and the wider one are filled in.
 NARROW = {"source", "target"}
-WIDE = {"down", "up", "reduced", "scales", "weights", "partials", "memory", "J", "w", "out"}
+WIDE = {"down", "up", "reduced", "scales", "weights", "partials", "memory", "J", "V", "w", "out"}
 OTHERS = {
+    "chunks": "*i64", "firsts": "*i64",
     "segments": "*i64", "keys": "*i64", "offsets": "*i64", "rows": "*i32", "positions": "*i32",
     "shares": "*fp64", "layer": "i64",
 }  # fmt: skip
@@ -31,10 +32,13 @@ LORA = [
     ("sum_kernel", {**BLOCKS, "CHUNK": 512, "SCALED": True, "SQUARE": True}),
 ]  # fmt: skip
 GRAMIAN = [
-    ("chunk_kernel", {"BLOCK_T": 16, "BLOCK_P": 128, "FOLD": 1024}),
-    ("sum_kernel", {"BLOCK": 128}),
-]
-COMBINE = [("combine_kernel", {"BLOCK": 1024})]
+    (name, {**constants, "BLOCK_T": 16, "SYMMETRIC": symmetric})
+    for symmetric in (True, False)
+    for name, constants in (
+        ("chunk_kernel", {"BLOCK_P": 128, "FOLD": 1024}), ("sum_kernel", {"BLOCK": 64}),
+    )
+]  # fmt: skip
+COMBINE = [("combine_kernel", {"BLOCK": 1024, "SHARES": 8})]
 SUMS = {"partials": "*fp64", "out": "*fp64"}  # of the Gramian, in any dtype of J
 
 
