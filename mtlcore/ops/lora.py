@@ -295,8 +295,10 @@ _library.define(
 def _dispatch(op: str) -> None:
     """Let torch call the kernel of the tensors' device, and know that it returns nothing."""
 
-    def run(first: Tensor, *rest: object) -> None:
-        backend.kernel(op, first.device)(first, *rest)
+    def run(first: Tensor, *rest: Any) -> None:
+        # Inductor takes our calls of `detach` for nothing and leaves them out.
+        detached = (one.detach() if isinstance(one, Tensor) else one for one in (first, *rest))
+        backend.kernel(op, first.device)(*detached)
 
     _library.impl(op, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mtlcore::{op}", lambda *arguments: None, lib=_library)
