@@ -302,7 +302,14 @@ _library.define(
 def _dispatch(op: str) -> None:
     """Let torch call the kernel of the tensors' device, and know that it returns nothing."""
 
-    def run(first: Tensor | list[Tensor], *rest: object) -> None:
+    def run(*arguments: Any) -> None:
+        # Inductor takes our calls of `detach` for nothing and leaves them out.
+        first, *rest = (
+            [detached(one) for one in argument]
+            if isinstance(argument, list)
+            else detached(argument)
+            for argument in arguments
+        )
         backend.kernel(op, _several(first)[0].device)(first, *rest)
 
     _library.impl(op, run, "CompositeExplicitAutograd")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from mtlcore.arena import Arena
 from mtlcore.errors import UserError
 from mtlcore.gradients import Gradients
 from mtlcore.model.layout import SHARED_ONLY, Layout, Routing, Segment
-from mtlcore.model.lora import MultiTaskLora
+from mtlcore.model.lora import MultiTaskLora, _LoraLinears
+from mtlcore.ops import Dropout, Slots
 from mtlcore.recipe import LoraRecipe, SharingRecipe
 from tests.models import backbone, batch_of, examples, multi_task
 
@@ -145,8 +149,6 @@ def test_parameters_are_views_of_one_buffer_also_after_a_move() -> None:
 
 
 def test_dropout_is_on_the_adapters_only_and_its_gradient_matches_the_mask() -> None:
-    from mtlcore.arena import Arena
-
     layer = layer_of(dropout=0.5, tasks=2)
     layer.routing.enter([Segment(0, 0, 1), Segment(1, 1, 2)], [40, 60])
     x = torch.randn(100, 5, dtype=torch.float64, requires_grad=True)
@@ -171,6 +173,96 @@ def test_dropout_is_on_the_adapters_only_and_its_gradient_matches_the_mask() -> 
     layer.eval()
     with torch.no_grad():
         assert not torch.allclose(layer(x), results[0][0])
+
+
+EVERY_KIND = SharingRecipe.model_validate(
+    {"shared": 3, "own": 2, "groups": {"pair": {"tasks": ["task0", "task2"], "r": 1}}}
+)
+ROWS = [Segment(0, 0, 1), Segment(2, 1, 3), Segment(1, 3, 4)], [2, 1, 3, 2]
+
+
+def captured(dropout: float) -> tuple[MultiTaskLora, Arena, Tensor, Tensor]:
+    """A layer of three tasks with adapters of every kind, its sink; an input, a gradient of y."""
+    layer = layer_of(EVERY_KIND, tasks=3, dropout=dropout)
+    layer.routing.enter(*ROWS, draw=(5,))
+    layer.routing.sink = sink = Arena([layer], [], 3)
+    sink.clear()
+    x = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+    return layer, sink, x, torch.randn(8, 7, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_input_gets_the_gradient_of_finite_differences(dropout: float) -> None:
+    layer, sink, x, _ = captured(dropout)
+    assert torch.autograd.gradcheck(layer, x)
+    assert sink.rows.any()  # so it was not ordinary autograd
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_every_adapter_gets_the_gradients_of_autograd_task_by_task(dropout: float) -> None:
+    layer, sink, x, dy = captured(dropout)
+    layer(x).backward(dy)
+    found_dx, x.grad = x.grad, None
+    layer.routing.sink = None
+    y = layer(x)
+    slots = sink.slots
+    assert {slot.owner for slot in slots} == {None, 0, 1, 2}
+    for task, start, stop in layer.routing.segments(len(x)):
+        tokens = slice(start, stop)
+        grads = torch.autograd.grad(
+            y[tokens], [x, *(slot.parameter for slot in slots)], dy[tokens],
+            retain_graph=True, materialize_grads=True,
+        )  # fmt: skip
+        torch.testing.assert_close(found_dx[tokens], grads[0][tokens])
+        for slot, grad in zip(slots, grads[1:], strict=True):
+            memory = sink.rows[task] if slot.owner is None else sink.own
+            if slot.owner in (None, task):
+                torch.testing.assert_close(memory[slot.start : slot.stop], grad.reshape(-1))
+            else:
+                assert not grad.any()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what torch itself does
+@pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_function_compiles_into_one_graph_that_is_given_the_rows(
+    dropout: float, compiler: str
+) -> None:
+    layer, sink, x, dy = captured(dropout)
+    torch.compiler.reset()  # what one test compiled may serve the next
+    graphs = CompileCounterWithBackend(compiler)
+
+    @torch.compile(fullgraph=True, backend=graphs)
+    def compiled(x: Tensor, slots: Slots, masks: Dropout | None) -> Tensor:
+        pack = layer.alone
+        [y] = _LoraLinears.apply(x, pack, slots, masks, pack.trained, *layer.frozen(None))
+        return y
+
+    def step(run: Callable[..., Tensor], *batch: object) -> list[Tensor]:
+        layer.routing.sink.clear(folded)
+        x.grad = None
+        y = run(x, *batch)
+        y.backward(dy)
+        return [y.detach(), x.grad, layer.routing.sink.memory.clone()]
+
+    others = [Segment(1, 0, 2), Segment(0, 2, 3), Segment(2, 3, 4)], ROWS[1]
+    another, folded = Arena([layer], [], 3), None
+    for rows, memory, folded, count in (  # noqa: B007
+        (ROWS, sink, None, 1),
+        (others, sink, None, 1),
+        (ROWS, another, None, 1),
+        (ROWS, sink, [0.5, 0.2, 0.3], 2),  # a memory of another size
+    ):
+        layer.routing.enter(*rows, draw=(rows,))
+        layer.routing.sink = memory
+        expected = step(layer)
+        slots = layer.routing.slots(layer.places, x, x.dtype)
+        found = step(compiled, slots, layer.routing.dropout_of(layer.number, x))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        assert graphs.frame_count == count
 
 
 def test_the_start_does_not_depend_on_the_other_adapters() -> None:

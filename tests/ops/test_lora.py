@@ -633,10 +633,23 @@ def test_the_halves_together_are_the_whole() -> None:
     torch.testing.assert_close(found["dx"], whole["dx"] - given.dx)
 
 
-# Dynamo makes an instance of the Function, of which torch itself warns.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_raw_ops_take_tensors_that_require_grad_as_compilers_hand_them_over() -> None:
+    given = problem([5, 3], share=0.5)
+    assert given.dropout is not None
+    table = (*given.slots, *dataclasses.astuple(given.dropout))
+    z, expected = given.A.new_zeros(8, 8), given.A.new_zeros(8, 8)
+    RAW["lora_shrink"](given.x, given.A, *table, expected)
+    with torch.no_grad():
+        RAW["lora_shrink"](given.x.requires_grad_(), given.A.requires_grad_(), *table, z)
+    assert torch.equal(z, expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what torch itself does
+@pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_the_halves_compile_into_one_graph(share: float) -> None:
+def test_the_halves_compile_into_one_graph(share: float, compiler: str) -> None:
     given = problem([5, 3], (12, 10), share=share)
     x, A, B = (value.clone().requires_grad_() for value in (given.x, given.A, given.B))
 
@@ -644,7 +657,7 @@ def test_the_halves_compile_into_one_graph(share: float) -> None:
         z = lora_shrink(x, A, given.slots, given.dropout)
         return lora_expand(z.tanh(), B, given.slots)
 
-    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(both, fullgraph=True, backend=compiler)
     grads = [torch.autograd.grad(run(x, A, B).sum(), [x, A, B]) for run in (both, compiled)]
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
