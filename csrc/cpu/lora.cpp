@@ -287,9 +287,6 @@ MTLCORE_BODY void expand(const Lora<Scalar>& lora, const TokenPass<X, Scalar>& p
 template <int Bytes, class X, class Scalar>
 MTLCORE_BODY void tokens_body(const Lora<Scalar>& lora, const TokenPass<X, Scalar>& pass,
                               const Item& item, Block<Scalar>& block) {
-    if (!pass.sources.empty()) {
-        std::fill_n(pass.reduced + item.start * lora.width, item.count * lora.width, Scalar(0));
-    }
     for (const auto& side : pass.sources) reduce<Bytes>(lora, pass, side, item, block);
     for (const auto& side : pass.targets) expand<Bytes>(lora, pass, side, item, block);
 }
@@ -393,6 +390,9 @@ void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
     const auto grad = grad_kernel<X, Scalar>();
     std::vector<Item> items;
     if (pass != nullptr) items = items_of(lora.segments, lora.segment_count);
+    if (pass != nullptr && !pass->sources.empty()) {  // slots that a task lacks stay 0
+        std::fill_n(pass->reduced, lora.tokens * lora.width, Scalar(0));
+    }
     const auto item_count = static_cast<int64_t>(items.size());
     int64_t parts = 0;
     for (const auto& one : grads) parts += blocks_of(one.side.columns);

@@ -116,7 +116,7 @@ def lora_forward(
     if check:
         _check(x, slots, dropout, A=A, B=B)
         _check_outputs("y", y, x, B)
-    z = A.new_zeros(x.shape[0], slots.rows.shape[1])
+    z = A.new_empty(x.shape[0], slots.rows.shape[1])
     _kernel("lora_forward", x)(x, A, B, *slots, *_spread(dropout, x), y, z)
     return z
 
@@ -158,7 +158,7 @@ def lora_backward(
     if check:
         _check(x, slots, dropout, A=A, B=B)
         _check_backward(dy, x, z, A, B, slots, places, dx)
-    dz = torch.zeros_like(z)
+    dz = torch.empty_like(z)
     _kernel("lora_backward", x)(
         dy, x, z, A, B, *slots, *_spread(dropout, x), places.a_offsets, places.b_offsets,
         places.weights, places.square, x.new_empty(0) if dx is None else dx, dz, places.memory,
@@ -221,7 +221,7 @@ class _Shrink(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, A: Tensor, *table: Any) -> Tensor:
         ctx.save_for_backward(x, A, *table[:-1])
         ctx.layer = table[-1]
-        z = A.new_zeros(x.shape[0], table[1].shape[1])
+        z = A.new_empty(x.shape[0], table[1].shape[1])
         _kernel("lora_shrink", x)(x.detach(), A.detach(), *table, z)
         return z
 
@@ -259,7 +259,7 @@ class _Expand(torch.autograd.Function):
         dz, dB = None, None
         dy = dy.contiguous()
         if ctx.needs_input_grad[0]:
-            dz = torch.zeros_like(z)
+            dz = torch.empty_like(z)
             _kernel("lora_shrink", dy)(dy, B, *table, dz)
         if ctx.needs_input_grad[1]:
             dB = _factor_grad(z, dy, B, table)

@@ -303,6 +303,7 @@ def lora_forward(
     shares: Tensor, keys: Tensor, positions: Tensor, layer: int, y: Sequence[Tensor], z: Tensor,
 ) -> None:  # fmt: skip
     """Fill z and add to y; see `mtlcore.ops.lora.lora_forward`."""
+    z.zero_()  # the slots that a task lacks, and tokens of no segment
     table = segments, rows, scales, shares, keys, positions, layer
     alone = len(B) == 1
     if not alone:
@@ -323,6 +324,7 @@ def lora_backward(
     dx: Tensor, dz: Tensor, memory: Tensor,
 ) -> None:  # fmt: skip
     """Fill dz, add to dx (unless it is empty) and to memory; see `mtlcore.ops.lora`."""
+    dz.zero_()
     table = segments, rows, scales, shares, keys, positions, layer
     target = dx if dx.ndim == 2 else None
     alone = len(B) == 1
@@ -347,6 +349,7 @@ def lora_shrink(
     shares: Tensor, keys: Tensor, positions: Tensor, layer: int, z: Tensor,
 ) -> None:  # fmt: skip
     """Fill z; see `mtlcore.ops.lora.lora_shrink`."""
+    z.zero_()
     table = segments, rows, scales, shares, keys, positions, layer
     _tokens(z, *table, source=x, down=A, drops="source")
 
