@@ -73,7 +73,7 @@ tests() {
     if [ -n "$DRY" ]; then
         "$PY" -m pytest -q -p no:cacheprovider tests/ops -k "interpreter or compile"
     else
-        "$PY" -m pytest -q -p no:cacheprovider -m gpu tests/ops
+        "$PY" -m pytest -q -p no:cacheprovider -m gpu tests/ops tests/model/test_row_attention.py
     fi
 }
 

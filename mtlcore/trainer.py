@@ -194,6 +194,8 @@ class Trainer:
         run.model.train()
         with run.autocast():
             outputs: Outputs = run.model(batch, draw=(run.seed, run.step))  # of the dropout masks
+            if slow := run.model.routing.attention_slow:
+                run.note(f"attention takes one call for each length of rows: {slow}")
             self.guard.see(batch, outputs)
             if self.guard.found:
                 return outputs

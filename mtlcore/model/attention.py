@@ -1,16 +1,15 @@
-"""Attention for flat batches: each row attends to itself alone, with no padding and no mask."""
+"""The attention of flat batches as the models of transformers call it, and whether it is right."""
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from mtlcore.model.layout import Routing, Segment
+from mtlcore.model.row_attention import at_once, by_length, why_not_at_once
 
 FLAT = "mtlcore_flat"
 """The name under which the attention of flat batches is registered with transformers."""
@@ -31,55 +30,24 @@ def flat_attention(
     """Causal attention of each row of a flat batch to itself.
 
     query [1, H, N, d], key and value [1, H_kv, N, d] -> [1, N, H, d]. No mask is asked of the
-    model: none of the general ones is right for every architecture.
+    model: none of the general ones is right for every architecture. On a GPU all rows go in one
+    call where torch's kernel for that serves; `routing.attention_slow` says why it does not.
     """
-    routing: Any = module.mtlcore_routing
+    routing: Routing = module.mtlcore_routing  # type: ignore[assignment]
     routing.attention_calls += 1
-    buckets = [(length, len(list(same))) for length, same in groupby(routing.row_lengths)]
-    sizes = [length * count for length, count in buckets]
-    parts = [tensor[0].split(sizes, dim=1) for tensor in (query, key, value)]
-    outputs = []
-    for (length, count), *heads in zip(buckets, *parts, strict=True):
-        # Neighbours of one length go together: [H, count * length, d] -> [count, H, length, d].
-        q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in heads)
-        output = _rows(q, k, v, scaling, dropout, sliding_window, softcap)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))  # [count * length, H, d]
-    return torch.cat(outputs)[None], None
-
-
-def _rows(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    """Causal attention of rows of one length, [rows, H, length, d]."""
-    length = q.shape[2]
-    if window is not None and window >= length:
-        window = None
-    if window is None and softcap is None:
-        return F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
-        )
-    ones = torch.ones(length, length, dtype=torch.bool, device=q.device)
-    mask = ones.tril()
-    if window is not None:
-        mask &= ones.triu(1 - window)  # a token sees itself and the window - 1 before it
-    if softcap is None:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=True
-        )
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    # fp32 at least, as the models' own eager attention has it
-    chances = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
-    return F.dropout(chances, dropout) @ v
+    assert routing.row_lengths is not None
+    why_not = why_not_at_once(query, value, dropout=dropout, softcap=softcap)
+    routing.attention_slow = why_not if query.is_cuda else None
+    heads = (query[0], key[0], value[0])
+    if why_not is None:
+        bounds, longest = routing.row_bounds(query.device), max(routing.row_lengths)
+        output = at_once(*heads, bounds, longest, scaling=scaling, window=sliding_window)
+    else:
+        output = by_length(
+            *heads, routing.row_lengths,
+            scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap,
+        )  # fmt: skip
+    return output[None], None
 
 
 AttentionInterface.register(FLAT, flat_attention)

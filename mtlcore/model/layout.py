@@ -248,6 +248,7 @@ class Routing:
     row_lengths: tuple[int, ...] | None = None
     label_index: Tensor | None = None
     attention_calls: int = 0
+    attention_slow: str | None = None  # on a GPU: why rows do not go in one call
     sink: Sink | None = None
     draw: tuple[object, ...] | None = None
     true_lengths: tuple[int, ...] | None = None
@@ -256,6 +257,7 @@ class Routing:
     _plans: dict[int, tuple[AdapterPlan, ...]] = field(default_factory=dict)
     _tables: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _segment_tables: dict[Any, Tensor] = field(default_factory=dict)
+    _bounds: dict[torch.device, Tensor] = field(default_factory=dict)
     _masks: dict[Any, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def enter(
@@ -281,7 +283,7 @@ class Routing:
         self.draw = draw
         self.true_lengths = None if true_lengths is None else tuple(true_lengths)
         self.row_starts = None if row_starts is None else tuple(row_starts)
-        for table in (self._plans, self._segment_tables, self._masks):
+        for table in (self._plans, self._segment_tables, self._bounds, self._masks):
             table.clear()
         self.kept = None
 
@@ -304,6 +306,13 @@ class Routing:
         if rest:
             raise RuntimeError(f"{tokens} tokens do not divide into {self.rows[-1].stop} rows")
         return tuple(Segment(task, lo * per_row, hi * per_row) for task, lo, hi in self.rows)
+
+    def row_bounds(self, device: torch.device) -> Tensor:
+        """[rows + 1] int32: where each row of a flat batch starts, and the number of its tokens."""
+        if device not in self._bounds:
+            ends = [0, *accumulate(self.row_lengths or ())]
+            self._bounds[device] = torch.tensor(ends, dtype=torch.int32, device=device)
+        return self._bounds[device]
 
     def plans(self, tokens: int) -> tuple[AdapterPlan, ...]:
         """One plan per adapter of the layout."""

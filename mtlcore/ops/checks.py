@@ -1,4 +1,7 @@
-"""Checks of the arguments of ops: each error names the argument, the rule and what was found."""
+"""Checks of the arguments of ops: each error names the argument, the rule and what was found.
+
+And how autocast casts them, which it does for torch's own ops alone.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,14 @@ def check_tensor(
 def detached(tensor: Tensor) -> Tensor:
     """What an op with autograd checks; anything that is no tensor stays for the check to tell."""
     return tensor.detach() if isinstance(tensor, Tensor) else tensor
+
+
+def autocast(tensor: Tensor) -> Tensor:
+    """The tensor as torch's autocast hands it to a product: fp64 stays."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 def check_dense_rows(name: str, tensor: Tensor) -> None:

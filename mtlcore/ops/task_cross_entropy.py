@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mtlcore.ops import backend
-from mtlcore.ops.checks import check_shape, check_tensor, detached
+from mtlcore.ops.checks import autocast, check_shape, check_tensor, detached
 
 PIECE = {"cpu": 256, "cuda": 1024}
 """Tokens whose logits are made at a time.
@@ -72,8 +72,8 @@ def task_cross_entropy(
     """
     wants_grad = hidden.requires_grad and torch.is_grad_enabled()
     _check_frozen(weight, bias)
-    hidden, weight = _autocast(hidden), _autocast(weight)  # once, not once a piece
-    bias = None if bias is None else _autocast(bias)
+    hidden, weight = autocast(hidden), autocast(weight)  # once, not once a piece
+    bias = None if bias is None else autocast(bias)
     _check(hidden, weight, bias, labels, tasks, task_count, smoothing)
     for name, number in (("scale", scale), ("softcap", softcap)):
         if number is not None and not 0 < number < math.inf:
@@ -90,14 +90,6 @@ def sum_by_task(losses: Tensor, tasks: Tensor, task_count: int) -> Tensor:
     """
     of_task = tasks == torch.arange(task_count, device=tasks.device)[:, None]  # [T, L]
     return torch.where(of_task, losses.double(), 0.0).sum(1).to(losses.dtype)
-
-
-def _autocast(tensor: Tensor) -> Tensor:
-    """The tensor as torch's autocast hands it to a linear layer: fp64 stays."""
-    device = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(device))
 
 
 class _TaskCrossEntropy(torch.autograd.Function):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
+import mtlcore
 from mtlcore.model import attention
 from mtlcore.model.backbone import MultiTaskModel
+from mtlcore.model.layout import Routing
+from mtlcore.model.row_attention import by_length
 from tests.models import backbone, batch_of, examples, multi_task
 
 FLAT_MODELS = ["llama", "gpt2", "opt", "qwen2", "mistral", "gemma2"]
@@ -44,6 +50,45 @@ def test_a_flat_batch_gives_the_logits_of_each_row_alone(name: str, training: bo
     # eager attention takes its softmax in fp32, which is the floor of the soft-capped model
     tolerance = 1e-5 if name == "gemma2" else 1e-11
     torch.testing.assert_close(found, torch.cat(logits_alone(name)), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_rows_go_in_one_call_where_the_kernel_serves(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = multi_task(name)
+    assert model.try_flat(), model.flat_problem
+    batch = batch_of(examples(LENGTHS, tasks=[0, 0, 1, 2, 2]), 3)
+    expected = model(batch).token_losses
+    calls = []
+
+    def at_once(q, k, v, bounds, longest, **options):  # type: ignore[no-untyped-def]
+        calls.append((bounds, longest, options["window"]))
+        return by_length(q, k, v, bounds.diff().tolist(), **options)
+
+    def why_not(query, value, dropout, softcap):  # type: ignore[no-untyped-def]
+        return None if softcap is None else "it has no soft cap"
+
+    monkeypatch.setattr(attention, "at_once", at_once)
+    monkeypatch.setattr(attention, "why_not_at_once", why_not)
+    assert torch.equal(model(batch).token_losses, expected)
+    assert len(calls) == (0 if name == "gemma2" else 2)
+    for bounds, longest, window in calls:
+        assert bounds is calls[0][0], "made once for a batch"
+        assert bounds.dtype == torch.int32
+        assert bounds.tolist() == [0, 9, 10, 15, 27, 32]
+        assert longest == 12
+        assert window == (3 if name == "mistral" else None)
+
+
+def test_a_run_tells_why_rows_do_not_go_in_one_call_on_a_gpu(
+    tiny_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "attention takes one call for each length of rows: no reason"
+    assert told not in mtlcore.train(tiny_recipe("training.max_steps=1")).notes
+    slow = property(lambda self: "no reason", lambda self, value: None)
+    monkeypatch.setattr(Routing, "attention_slow", slow)
+    assert told in mtlcore.train(tiny_recipe("training.max_steps=1")).notes
 
 
 def test_the_start_up_check_catches_rows_that_mix(monkeypatch: pytest.MonkeyPatch) -> None:
