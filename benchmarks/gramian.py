@@ -1,7 +1,8 @@
 """Gramian, combination and both with a weighting between: `python -m benchmarks.gramian`.
 
 J [T, P] fp32 against plain torch and against the bandwidth of a copy of the same size in the same
-rounds. The floor of a Gramian is to read J once, that of the combination to read J and write P.
+rounds. The floor of a Gramian is to read J once, that of the combination to read J and write P, or
+their operations at the rate of a square matrix product, whichever takes longer.
 
     gramian     ops.gramian             torch: J @ Jᵀ (fp32, as torch adds it up)
     by slice    ops.gramian_by_slice, of as many slices as a model has factors
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Result, interleave, main, ratios, result
+from benchmarks.harness import Result, Work, interleave, main, ratios, result
 from mtlcore import ops
 from mtlcore.ops.reference.gramian import gramian as reference
 from mtlcore_plugins.weighting.pcgrad import pcgrad_weights
@@ -31,6 +32,7 @@ COLUMNS = 5_000_000
 ROUNDS = 21
 SLICES = 400
 SHARE = 0.7  # of the copy's bandwidth
+PRODUCT = 1024  # a square matrix product, whose rate bounds operations
 SPEEDUP = {8: 2.5, 32: 1.6}  # over torch's J @ Jᵀ
 TOLERANCE = 1e-6  # of the norms' product
 
@@ -42,6 +44,7 @@ class Case:
         self.name = f"T={tasks} P={columns:.0e}"
         draw = torch.Generator().manual_seed(0)
         self.J = torch.randn(tasks, columns, generator=draw).to(device)
+        self.square = torch.randn(PRODUCT, PRODUCT, generator=draw).to(device)
         self.copy = torch.empty_like(self.J)
         self.w = torch.rand(tasks, generator=draw).to(device)
         self.out = torch.empty(columns, device=device)
@@ -60,6 +63,7 @@ class Case:
             "torch mv": lambda: torch.mv(self.J.T, self.w, out=self.out),
             "project": lambda: ops.project_task_gradients(self.J, self.solve, out=self.out),
             "torch project": self.torch_project,
+            "product": lambda: self.square @ self.square,
         }
 
     def solve(self, gramian: Tensor) -> Tensor:
@@ -94,16 +98,19 @@ class Case:
             assert torch.allclose(self.run(name), expected, rtol=1e-5, atol=1e-5), name
 
     @property
-    def bytes(self) -> dict[str, int]:
-        """The fewest bytes that each op moves."""
+    def work(self) -> dict[str, Work]:
+        """The fewest operations and bytes of each op."""
         size, column = self.J.nbytes, self.out.nbytes
+        pairs = (len(self.J) + 1) * self.J.numel()
+        each = 2 * self.J.numel()
         return {
-            "copy": 2 * size,
-            "gramian": size,
-            "by slice": size,
-            "cross": size + column,
-            "combine": size + column,
-            "project": 2 * size + column,
+            "copy": Work(0, 2 * size),
+            "product": Work(2 * PRODUCT**3, 0),
+            "gramian": Work(pairs, size),
+            "by slice": Work(pairs, size),
+            "cross": Work(each, size + column),
+            "combine": Work(each, size + column),
+            "project": Work(pairs + each, 2 * size + column),
         }
 
 
@@ -122,12 +129,18 @@ def measure(options: argparse.Namespace) -> list[Result]:
             result(case.name, name, [1000 * value for value in values], "ms")
             for name, values in times.items()
         ]
+        rounds = list(zip(times["product"], times["copy"], strict=True))
+        rates = [case.work["product"].operations / product for product, _ in rounds]
+        widths = [case.work["copy"].bytes / copy for _, copy in rounds]
         for name in ("gramian", "by slice", "cross", "combine", "project"):
-            moved = case.bytes[name] / case.bytes["copy"]
-            shares = [moved * ratio for ratio in ratios(times, "copy", name)]
+            work, taken = case.work[name], times[name]
+            floors = [work.floor(rate, width) for rate, width in zip(rates, widths, strict=True)]
+            shares = [floor / time for floor, time in zip(floors, taken, strict=True)]
+            results.append(result(case.name, f"{name}, share of the floor reached", shares, "x"))
+            moved = [work.bytes / time / width for time, width in zip(taken, widths, strict=True)]
             target = SHARE if name in ("gramian", "combine") else None
             results.append(
-                result(case.name, f"{name}, share of copy bandwidth", shares, "x",
+                result(case.name, f"{name}, share of copy bandwidth", moved, "x",
                        target=target, higher_is_better=True)
             )  # fmt: skip
         results.append(
