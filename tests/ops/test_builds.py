@@ -31,7 +31,9 @@ from numpy.lib.stride_tricks import as_strided
 mtlcore.__path__.insert(0, os.environ["MTLCORE_TEST_CORE"])
 from mtlcore import _core
 J = {J}
-_core.combine(J, torch.ones(2), torch.empty(J.shape[1]), 1)
+columns = J.shape[1]
+chunks, firsts = torch.tensor([[0, 0, columns]]), torch.tensor([0, 1])
+_core.combine(J, torch.ones(1, 2), chunks, firsts, torch.empty(columns), 1)
 """
 
 
