@@ -227,6 +227,23 @@ def test_folded_weights_give_the_same_update_without_rows() -> None:
         folded.gramian()
 
 
+def test_folded_weights_may_change_from_step_to_step() -> None:
+    model = multi_task(sharing=SHARING)
+    model.try_flat()
+    batch = batch_of(rows(), 3)
+    gradients = Gradients(model, [1.0] * 3)
+    for weights in ([1.0, 2.0, 3.0], [3.0, 0.0, 1.0], None, [0.0, 0.0, 5.0]):
+        folded = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+        expected = run_step(model, [batch])
+        expected.apply(torch.ones(3) if folded is None else folded)
+        gradients.start(batch.counts)
+        gradients.backward(model(batch).loss_sums, folded)
+        gradients.finish()
+        gradients.apply(torch.ones(3) if folded is None else None)
+        torch.testing.assert_close(gradients.update, expected.update)
+        torch.testing.assert_close(gradients.arena.own, expected.arena.own)
+
+
 def test_an_absent_task_has_no_row_and_its_own_weights_no_gradient() -> None:
     model = multi_task(sharing=SHARING)
     model.try_flat()

@@ -48,7 +48,7 @@ MTLCORE_BODY void store(const Vector& vector, Scalar* place) {
 inline int widest() {
     static const int answer = [] {
         const char* asked = std::getenv("MTLCORE_VECTOR_BYTES");
-        const std::string text = asked == nullptr ? "64" : asked;
+        const std::string text = asked == nullptr || *asked == 0 ? "64" : asked;
         for (const int bytes : {16, 32, 64}) {
             if (text == std::to_string(bytes)) return bytes;
         }

@@ -70,8 +70,11 @@ class MultiTaskLora(AdapterLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        pack, packed = self.alone, self.pack is not self.alone
+        dtype = None
+        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        # In inference mode a tensor does not tell whether it was changed in place.
+        pack, packed = self.alone, self.pack is not self.alone and not x.is_inference()
         kept = self.routing.kept if packed else None
         if kept is not None and x is kept.x and self._state(x, dtype) == kept.state:
             y = kept.outputs.pop(self, None)
@@ -83,9 +86,9 @@ class MultiTaskLora(AdapterLayer):
         if dtype is not None:
             flat = flat.to(dtype)
         if not self.adapters:
-            y = F.linear(flat, *self.frozen(dtype))
+            y = F.linear(flat, *self.base_weights(dtype))
         elif self.routing.sink is None and torch.is_grad_enabled():
-            y = self._plain(flat, *self.frozen(dtype))
+            y = self._plain(flat, *self.base_weights(dtype))
         else:
             dropout = self.routing.dropout_of(self.number, flat) if self.training else None
             if packed and dropout is None and self.pack.layers[0] is self:
@@ -97,11 +100,11 @@ class MultiTaskLora(AdapterLayer):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _state(self, x: Tensor, dtype: torch.dtype | None) -> tuple[object, ...]:
-        """What a pack's outputs depend on beside the identity of x."""
-        version = None if x.is_inference() else x._version
-        return version, dtype, self.training, torch.is_grad_enabled()
+        """What a pack's outputs depend on beside the identity of x, and the weights, which stay as
+        they are within a forward pass."""
+        return x._version, dtype, self.training, torch.is_grad_enabled()
 
-    def frozen(self, dtype: torch.dtype | None) -> tuple[Any, ...]:
+    def base_weights(self, dtype: torch.dtype | None) -> tuple[Any, ...]:
         """The frozen weight [out, in] and bias, in another dtype if one is given."""
         base = self.base
         weight: Tensor = base.weight
@@ -166,11 +169,13 @@ class Pack:
             self.layers[0].pack.gather()
         assert self.down is not None
         apply: Callable[..., tuple[Tensor, ...]] = _LoraLinears.apply  # torch leaves it untyped
+        if not self.trained.requires_grad:
+            self.trained = self._one_trained()
         slots = self.layers[0].routing.slots(self.places, x, self.down.dtype)
         first, *others = self.layers
-        frozen = first.frozen(dtype)
+        frozen = first.base_weights(dtype)
         for layer in others:
-            frozen += layer.frozen(dtype)
+            frozen += layer.base_weights(dtype)
         return apply(x, self, slots, dropout, self.trained, *frozen)
 
     @torch.inference_mode(mode=False)  # its tensors could not be trained later
@@ -183,9 +188,11 @@ class Pack:
         for layer, down, up in parts:
             layer.alone.down, layer.alone.up = down, [up]
         for pack in (self, *(layer.alone for layer in self.layers)):
-            weights = [pack.parameter(i, 0) for i in range(len(pack.adapters))]
-            weights += [pack.parameter(i, 1) for i in range(len(pack.adapters))]
-            pack.trained = next((w for w in weights if w.requires_grad), weights[0])
+            pack.trained = pack._one_trained()
+
+    def _one_trained(self) -> nn.Parameter:
+        weights = [self.parameter(i, f) for i in range(len(self.adapters)) for f in (0, 1)]
+        return next((weight for weight in weights if weight.requires_grad), weights[0])
 
     def scatter(self) -> None:
         """Forget the buffers: parameters may no longer be views of them."""
@@ -223,6 +230,8 @@ def finding_packs(layers: Iterable[MultiTaskLora]) -> Iterator[None]:
     groups = [tuple([one for one, _ in some]) for _, some in groupby(calls, lambda c: id(c[1]))]
     for group in dict.fromkeys(groups):
         alone = any(other != group and not set(group).isdisjoint(other) for other in groups)
+        if not all(layer.adapters for layer in group):
+            continue
         dtypes = {layer.parameter(0, 0).dtype for layer in group}
         if len(group) > 1 and len(set(group)) == len(group) and len(dtypes) == 1 and not alone:
             pack = Pack(group)

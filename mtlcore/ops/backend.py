@@ -1,7 +1,8 @@
 """Which kernel runs? The one place that answers, for every op and device.
 
 In this order: the innermost `use_backend(...)`, the environment variable `MTLCORE_BACKEND`, the
-default of the tensor's device. What was asked for and cannot run is an error, never replaced.
+default of the tensor's device. What was asked for and cannot run is an error, never replaced; but
+an op that torch's own kernels do best (`torch`) has no others and stays with them.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def combine(J: Tensor, w: Tensor, *, out: Tensor | None = None) -> Tensor:
         J: [T, P] float32 or float64, without grad. Rows must be dense, but may lie further apart
             than P: a column slice `J[:, a:b]` is read in place.
         w: [T] float32 or float64 on J's device; rounded to J's dtype.
-        out: [P] contiguous, of J's dtype: filled instead of a new tensor, so that a trainer writes
-            every step into the same gradient buffer.
+        out: [P] contiguous, of J's dtype, apart from J: filled instead of a new tensor, so that a
+            trainer writes every step into the same gradient buffer.
 
     Returns:
         g [P] in J's dtype (`out`, if given); the sum runs in J's dtype, in the order of the tasks.
@@ -105,8 +105,19 @@ def _combine(J: Tensor, W: Tensor, starts: Tensor, out: Tensor | None) -> Tensor
         check_tensor("out", out, ndim=1, dtypes=(J.dtype,), like=J)
         check_shape("out", out, J.shape[1:], "[P]")
         check_dense_rows("out", out)
+        if not torch.compiler.is_compiling() and _overlap(out, J):
+            raise ValueError("out must not overlap J: its columns are filled while J is read")
     raw_combine(J, W.to(J.dtype).contiguous(), starts, out)
     return out
+
+
+def _overlap(out: Tensor, J: Tensor) -> bool:
+    """Whether the memory between the first and the last element of both meets."""
+    if not out.numel() or not J.numel():
+        return False
+    size = J.element_size()
+    stop = J.data_ptr() + size * ((J.shape[0] - 1) * J.stride(0) + J.shape[1])
+    return out.data_ptr() < stop and J.data_ptr() < out.data_ptr() + size * out.numel()
 
 
 @torch.library.custom_op("mtlcore::combine", mutates_args=("out",))

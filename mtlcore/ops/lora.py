@@ -329,6 +329,11 @@ def _kernel(op: str, x: Tensor) -> Callable[..., None]:
     return backend.kernel(op, x.device)
 
 
+def _names(name: str, tensors: Sequence[Tensor]) -> list[str]:
+    """What errors call each: by number if there are several."""
+    return [name] if len(tensors) == 1 else [f"{name}[{i}]" for i in range(len(tensors))]
+
+
 def _several(tensor: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return (tensor,) if isinstance(tensor, Tensor) else tensor
 
@@ -337,7 +342,8 @@ def _spread(dropout: Dropout | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor,
     if dropout is None:
         none = _NONE.get(x.device)
         if none is None:  # three: dynamo traces no Function that gets a tensor twice
-            shares, keys, positions = (torch.empty(0, device=x.device) for _ in range(3))
+            with torch.inference_mode(mode=False):  # a later call may want gradients
+                shares, keys, positions = (torch.empty(0, device=x.device) for _ in range(3))
             none = _NONE.setdefault(x.device, (shares, keys, positions))
         return (*none, 0)
     return dropout.shares, dropout.keys, dropout.positions, dropout.layer
@@ -361,7 +367,7 @@ def _check(
     check_tensor("x", x, ndim=2, dtypes=FLOATS, like=x)
     check_dense_rows("x", x)
     wide = torch.promote_types(x.dtype, torch.float32)
-    for name, factor in [*([] if A is None else [("A", A)]), *(("B", one) for one in B)]:
+    for name, factor in [*([] if A is None else [("A", A)]), *zip(_names("B", B), B, strict=True)]:
         check_tensor(name, factor, ndim=2, dtypes=(wide,), like=x)
         _check_contiguous(name, factor)
     if A is not None:
@@ -387,10 +393,10 @@ def _check(
 def _check_outputs(name: str, outputs: Sequence[Tensor], x: Tensor, B: Sequence[Tensor]) -> None:
     if len(outputs) != len(B):
         raise ValueError(f"{name} must be as many tensors as B, {len(B)}, found {len(outputs)}")
-    for output, up in zip(outputs, B, strict=True):
-        check_tensor(name, output, ndim=2, dtypes=(x.dtype,), like=x)
-        check_shape(name, output, (x.shape[0], up.shape[1]), "[N, out]")
-        check_dense_rows(name, output)
+    for one, output, up in zip(_names(name, outputs), outputs, B, strict=True):
+        check_tensor(one, output, ndim=2, dtypes=(x.dtype,), like=x)
+        check_shape(one, output, (x.shape[0], up.shape[1]), "[N, out]")
+        check_dense_rows(one, output)
 
 
 def _check_backward(

@@ -54,10 +54,10 @@ def task_cross_entropy(
         hidden: [L, d] float32, float64, bfloat16 or float16: hidden states at labelled positions.
         weight, bias: [V, d] and [V] of hidden's dtype (under autocast any), both frozen.
         labels: [L] int64 in [0, V).
-        tasks: [L] int64 in [0, T): the task of each label. A label of a task below 0 counts in no
+        tasks: [L] int64 below T: the task of each label. A label of a task below 0 counts in no
             sum and is not smoothed.
         task_count: T.
-        smoothing: [T] float64, the share e of each task.
+        smoothing: [T] float64 in [0, 1], the share e of each task.
         softcap: above 0, or None for none.
         scale: what the head's product is multiplied with, above 0.
 
@@ -68,16 +68,17 @@ def task_cross_entropy(
 
     Raises:
         TypeError, ValueError: an argument has another dtype, shape, device or range, or weight or
-            bias wants a gradient: take `mtlcore.losses.cross_entropy` of whole logits.
+            bias wants a gradient: take `mtlcore.losses.cross_entropy` of whole logits. Ranges are
+            checked on the CPU alone: to read them on a GPU would wait for it.
     """
-    wants_grad = hidden.requires_grad and torch.is_grad_enabled()
-    _check_frozen(weight, bias)
     hidden, weight = autocast(hidden), autocast(weight)  # once, not once a piece
     bias = None if bias is None else autocast(bias)
     _check(hidden, weight, bias, labels, tasks, task_count, smoothing)
+    _check_frozen(weight, bias)
     for name, number in (("scale", scale), ("softcap", softcap)):
-        if number is not None and not 0 < number < math.inf:
-            raise ValueError(f"{name} must be a number above 0, found {number}")
+        if number is not None and not (isinstance(number, int | float) and 0 < number < math.inf):
+            raise ValueError(f"{name} must be a number above 0, found {number!r}")
+    wants_grad = hidden.requires_grad and torch.is_grad_enabled()
     apply: Callable[..., tuple[Tensor, Tensor]] = _TaskCrossEntropy.apply  # torch: untyped
     given = (hidden, weight, bias, labels, tasks, smoothing)
     return apply(*given, task_count, softcap, float(scale), wants_grad)
@@ -184,9 +185,21 @@ def _check(
     for name, indices in (("labels", labels), ("tasks", tasks)):
         check_tensor(name, indices, ndim=1, dtypes=(torch.int64,), like=hidden)
         check_shape(name, indices, (count,), "[L]")
+    _check_range("labels", labels, 0, len(weight) - 1)
+    _check_range("tasks", tasks, None, task_count - 1)
     if smoothing is not None:
         check_tensor("smoothing", smoothing, ndim=1, dtypes=(torch.float64,), like=hidden)
         check_shape("smoothing", smoothing, (task_count,), "[T]")
+        _check_range("smoothing", smoothing, 0, 1)
+
+
+def _check_range(name: str, values: Tensor, low: int | None, high: int) -> None:
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or not len(values):
+        return
+    least, most = (value.item() for value in values.aminmax())
+    if (low is not None and not least >= low) or not most <= high:
+        bounds = f"at most {high}" if low is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be {bounds}, found {least} .. {most}")
 
 
 # -- backends ------------------------------------------------------------------------------------

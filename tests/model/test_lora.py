@@ -237,7 +237,7 @@ def test_the_function_compiles_into_one_graph_that_is_given_the_rows(
     @torch.compile(fullgraph=True, backend=graphs)
     def compiled(x: Tensor, slots: Slots, masks: Dropout | None) -> Tensor:
         pack = layer.alone
-        [y] = _LoraLinears.apply(x, pack, slots, masks, pack.trained, *layer.frozen(None))
+        [y] = _LoraLinears.apply(x, pack, slots, masks, pack.trained, *layer.base_weights(None))
         return y
 
     def step(run: Callable[..., Tensor], *batch: object) -> list[Tensor]:

@@ -105,7 +105,7 @@ def test_losses_keep_their_bits_and_gradients_their_values(
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
-def test_generated_text_and_losses_without_gradients_keep_their_bits() -> None:
+def test_losses_without_gradients_keep_their_bits() -> None:
     model = multi_task(sharing=SHARING)
     model.try_flat()
     batch = batch_of(examples(LENGTHS, tasks=TASKS), 3)
@@ -186,7 +186,7 @@ def test_outputs_that_nobody_uses_take_no_part(used: tuple[int, ...]) -> None:
     assert three.routing.kept is None
 
 
-@pytest.mark.parametrize("change", ["another", "in place", "grad mode", "again", "batch"])
+@pytest.mark.parametrize("change", ["another", "in place", "grad mode", "again", "batch", "mode"])
 def test_an_output_is_taken_for_the_same_input_only(change: str) -> None:
     three = Three()
     first, second, third = three.members
@@ -204,15 +204,56 @@ def test_an_output_is_taken_for_the_same_input_only(change: str) -> None:
             x += 1
     elif change == "again":
         with torch.no_grad():
-            assert second(x) is not second(x)
+            second(x)
+        assert set(kept.outputs) == {third}
     elif change == "batch":
-        three.enter()
+        three.routing.enter([Segment(1, 0, 1), Segment(0, 1, 2)], [2, 4])
+    elif change == "mode":
+        three.layers.eval()
     context = torch.no_grad() if change != "grad mode" else torch.enable_grad()
     with context:
         found = second(x)
         expected = second.alone.run(x.detach(), None, None)[0]
     assert torch.equal(found, expected)
     assert found.requires_grad == (change == "grad mode")
+    if change == "batch":
+        assert three.routing.kept is None
+    else:
+        assert (second in kept.outputs) == (change != "again")
+
+
+def test_in_inference_mode_every_layer_runs_alone() -> None:
+    """There a tensor does not tell that it was changed."""
+    three = Three()
+    first, second, _ = three.members
+    with torch.inference_mode():
+        x = three.x.detach().clone()
+        first(x)
+        assert three.routing.kept is None
+        x += 1
+        assert torch.equal(second(x), second.alone.run(x, None, None)[0])
+
+
+@pytest.mark.parametrize("adapter", ["shared", "own:task0"])
+def test_frozen_adapters_do_not_keep_the_others_from_their_gradients(adapter: str) -> None:
+    """Even after a first pass, and where the input wants no gradient."""
+    three = Three()
+    three.routing.sink = three.arena
+
+    def gradients() -> tuple[Tensor, Tensor]:
+        x = three.x.detach()
+        three.arena.clear()
+        outputs = [layer(x) for layer in three.members]
+        torch.stack([y.square().sum() for y in outputs]).sum().backward()
+        return three.arena.rows.clone(), three.arena.own.clone()
+
+    expected = gradients()
+    assert all(part.any() for part in expected)
+    for layer in three.members:
+        for factor in (layer.lora_A, layer.lora_B):
+            if adapter in factor:
+                factor[adapter].requires_grad_(False)
+    assert_same(gradients(), expected)
 
 
 def test_each_layer_has_masks_of_its_own() -> None:

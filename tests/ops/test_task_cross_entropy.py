@@ -328,10 +328,33 @@ def test_a_wrong_argument_is_named(
 
 
 @once
-def test_a_label_outside_of_the_vocabulary_is_an_error() -> None:
+def test_numbers_out_of_range_are_errors() -> None:
     given = problem(5)
-    given.labels[3] = -100
-    with pytest.raises(RuntimeError, match="index -100 is out of bounds"):
+    for name, index, value, message in (
+        ("labels", 3, -100, r"labels must be in \[0, 12\], found -100 .. "),
+        ("tasks", 1, T, rf"tasks must be at most {T - 1}, found -?\d .. {T}"),
+        ("smoothing", 0, -1.0, r"smoothing must be in \[0, 1\], found -1.0 .. "),
+        ("smoothing", 0, torch.nan, "smoothing must be in "),
+    ):
+        changed = getattr(given, name).clone()
+        changed[index] = value
+        with pytest.raises(ValueError, match=message):
+            replace(given, **{name: changed}).ours(given.hidden)
+
+
+@once
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("hidden", {"hidden": [[1.0]]}),
+        ("weight", {"weight": None}),
+        ("labels", {"labels": [1]}),
+        ("softcap", {"form": {"softcap": "x"}}),
+    ],
+)
+def test_what_is_no_tensor_or_number_is_named(name: str, change: dict[str, Any]) -> None:
+    given = replace(problem(5), **change)
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be a "):
         given.ours(given.hidden)
 
 
