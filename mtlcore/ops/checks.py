@@ -37,12 +37,11 @@ def detached(tensor: Tensor) -> Tensor:
 
 
 def autocast(tensor: Tensor) -> Tensor:
-    """The tensor as torch's autocast hands it to a product: fp64 stays. What is no tensor is left
-    for the check to tell."""
-    wanted = isinstance(tensor, Tensor) and tensor.dtype != torch.float64
-    if wanted and torch.is_autocast_enabled(tensor.device.type):
-        return tensor.to(torch.get_autocast_dtype(tensor.device.type))
-    return tensor
+    """The tensor as torch's autocast hands it to a product: fp64 stays."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 def check_dense_rows(name: str, tensor: Tensor) -> None:

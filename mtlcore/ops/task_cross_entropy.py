@@ -71,8 +71,9 @@ def task_cross_entropy(
             bias wants a gradient: take `mtlcore.losses.cross_entropy` of whole logits. Ranges are
             checked on the CPU alone: to read them on a GPU would wait for it.
     """
-    hidden, weight = autocast(hidden), autocast(weight)  # once, not once a piece
-    bias = None if bias is None else autocast(bias)
+    if isinstance(hidden, Tensor) and isinstance(weight, Tensor):  # else `_check` tells
+        hidden, weight = autocast(hidden), autocast(weight)  # once, not once a piece
+    bias = autocast(bias) if isinstance(bias, Tensor) else bias
     _check(hidden, weight, bias, labels, tasks, task_count, smoothing)
     _check_frozen(weight, bias)
     for name, number in (("scale", scale), ("softcap", softcap)):
