@@ -92,9 +92,11 @@ def torchrun(
     """Run a script, which may import `tests`, in two processes of one thread each."""
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
          str(script), *map(str, arguments)],
-        check=check, timeout=300, capture_output=True, text=True,
+        check=False, timeout=300, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environ},
     )  # fmt: skip
+    assert not (check and done.returncode), done.stderr
+    return done
