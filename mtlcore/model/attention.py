@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def flat_attention(
     model: none of the general ones is right for every architecture. On a GPU all rows go in one
     call where torch's kernel for that serves; `routing.attention_slow` says why it does not.
     """
-    routing: Routing = module.mtlcore_routing  # type: ignore[assignment]
+    routing = cast("Routing", module.mtlcore_routing)
     routing.attention_calls += 1
     assert routing.row_lengths is not None
     why_not = why_not_at_once(query, value, dropout=dropout, softcap=softcap)

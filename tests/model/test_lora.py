@@ -240,7 +240,9 @@ def test_the_function_compiles_into_one_graph_that_is_given_the_rows(
         [y] = _LoraLinears.apply(x, pack, slots, masks, pack.trained, *layer.base_weights(None))
         return y
 
-    def step(run: Callable[..., Tensor], *batch: object) -> list[Tensor]:
+    def step(
+        folded: list[float] | None, run: Callable[..., Tensor], *batch: object
+    ) -> list[Tensor]:
         layer.routing.sink.clear(folded)
         x.grad = None
         y = run(x, *batch)
@@ -248,8 +250,8 @@ def test_the_function_compiles_into_one_graph_that_is_given_the_rows(
         return [y.detach(), x.grad, layer.routing.sink.memory.clone()]
 
     others = [Segment(1, 0, 2), Segment(0, 2, 3), Segment(2, 3, 4)], ROWS[1]
-    another, folded = Arena([layer], [], 3), None
-    for rows, memory, folded, count in (  # noqa: B007
+    another = Arena([layer], [], 3)
+    for rows, memory, folded, count in (
         (ROWS, sink, None, 1),
         (others, sink, None, 1),
         (ROWS, another, None, 1),
@@ -257,9 +259,10 @@ def test_the_function_compiles_into_one_graph_that_is_given_the_rows(
     ):
         layer.routing.enter(*rows, draw=(rows,))
         layer.routing.sink = memory
-        expected = step(layer)
+        expected = step(folded, layer)
         slots = layer.routing.slots(layer.places, x, x.dtype)
-        found = step(compiled, slots, layer.routing.dropout_of(layer.number, x))
+        masks = layer.routing.dropout_of(layer.number, x)
+        found = step(folded, compiled, slots, masks)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
         assert graphs.frame_count == count
