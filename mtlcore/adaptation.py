@@ -65,11 +65,10 @@ def adapt(
                 fix="copy the file back, or adapt anew into another folder",
             )
         _score_before(run, old)
-    writes = is_main()  # the end of the training parts the processes: then each is its own main
     with loaded.locating_errors():
         trainer.train()
-    scores = run.evaluate("test", save_as="test" if writes else None)
-    if writes:
+    scores = run.evaluate("test", save_as="test")
+    if is_main():
         write_json(run.folder / FORGETTING, forgetting(run, before, scores))
     return run
 

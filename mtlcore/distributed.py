@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from typing import TypeVar
@@ -25,9 +26,18 @@ def was_launched() -> bool:
 
 
 def join_processes() -> None:
-    """Meet the other processes that a launcher started; without a launcher nothing happens."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    """Meet the other processes that a launcher started; without a launcher nothing happens.
+
+    They stay together until this process ends: one of them writes, also after a training.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         PartialState(cpu=on_cpu_processes())
+        atexit.register(_part)
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -23,7 +23,7 @@ from mtlcore.data.readers import Table
 from mtlcore.data.sources import Rows
 from mtlcore.data.splits import SPLITS
 from mtlcore.data.tasks import Task, load_tasks
-from mtlcore.distributed import broadcast, is_main, on_cpu_processes
+from mtlcore.distributed import broadcast, is_main, join_processes, on_cpu_processes
 from mtlcore.errors import MtlcoreError, RecipeError, UserError, did_you_mean, require_tasks
 from mtlcore.evaluation import bootstrap
 from mtlcore.evaluation.bootstrap import Resamples
@@ -105,6 +105,7 @@ class Run:
         self.plugins = plugins or PluginManager.load(
             local=recipe.plugins.load, disable=recipe.plugins.disable
         )
+        join_processes()
         self.accelerator = Accelerator(
             log_with=trackers(recipe.training.report_to) if splits else None,
             project_dir=str(folder),

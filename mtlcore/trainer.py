@@ -351,7 +351,8 @@ class Trainer:
                 self._end_run()
         finally:
             run.lock.release()
-        run.accelerator.end_training()
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
 
     def _begin_records(self) -> None:
         run, recipe = self.run, self.recipe

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 import mtlcore
 from mtlcore import checkpoint_store
 from mtlcore.adaptation import FORGETTING
+from mtlcore.evaluation.folds import RESULT, cross_validate
+from mtlcore.recipe_file import read_recipe
 from tests.helpers import torchrun
 from tests.recipes import TASKS, final_adapters, metrics, training_part, write_tiny_recipe
 
@@ -27,6 +29,10 @@ if os.environ["RANK"] == "1":  # its first weights are others, and must not coun
 if sys.argv[1] == "adapt":
     _, _, folder, task, out, *more = sys.argv
     mtlcore.adapt(folder, task, more, max_steps=3, output_dir=out)
+elif sys.argv[1] == "cv":
+    from mtlcore.evaluation.folds import cross_validate
+    from mtlcore.recipe_file import read_recipe
+    cross_validate(read_recipe(sys.argv[2], ["model.dtype=float64"]), 2)
 else:
     mtlcore.train(sys.argv[1], ["model.dtype=float64"])
 """
@@ -205,3 +211,30 @@ def test_two_processes_adapt_as_one(tiny_model: Path, tmp_path: Path) -> None:
     states = [checkpoint_store.checkpoints(run)[-1] / checkpoint_store.STATE for run in (one, two)]
     memories = [json.loads(state.read_text())["components"]["replay:reservoir"] for state in states]
     assert memories[0] == memories[1]
+
+
+def test_two_processes_cross_validate_as_one(tiny_model: Path, tmp_path: Path) -> None:
+    """The second fold is trained together too, and one process writes what both score."""
+    recipes = {}
+    for name, rows in (("one", 6), ("two", 3)):
+        place = tmp_path / name
+        place.mkdir()
+        training = training_part(
+            place, max_steps=2, per_device_train_batch_size=rows, adam_epsilon=1e-3
+        )
+        lora = "{r: 4, lora_alpha: 8}"
+        recipes[name] = write_tiny_recipe(place, tiny_model, training=training, lora=lora)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    one = cross_validate(read_recipe(recipes["one"], ["model.dtype=float64"]), 2)
+    torchrun(script, "cv", recipes["two"])
+    folders = [recipe.parent / "run" for recipe in recipes.values()]
+    two = json.loads((folders[1] / RESULT).read_text())
+    for fold in ("fold-1", "fold-2"):
+        runs = [folder / "cv" / fold for folder in folders]
+        assert_equal([final_adapters(run) for run in runs])
+        assert all((run / "predictions" / "eval" / "scores.json").is_file() for run in runs)
+    assert one["tasks"].keys() == two["tasks"].keys()
+    for name, found in one["tasks"].items():
+        assert found["values"] == two["tasks"][name]["values"]
+        assert found["loss"]["values"] == pytest.approx(two["tasks"][name]["loss"]["values"])
