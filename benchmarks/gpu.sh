@@ -5,7 +5,7 @@
 # installed from the folder of wheels MTLCORE_WHEELS, e.g. filled elsewhere by
 #   pip download --no-deps -d wheels pybind11 pluggy psutil pytest iniconfig hypothesis \
 #       sortedcontainers annotated-types
-# PYTHON is the python to take torch from. Logs and the benchmarks' JSON lines go to MTLCORE_GPU_OUT
+# PYTHON is the python to take torch from (.venv's where there is one, else python3). Logs and the benchmarks' JSON lines go to MTLCORE_GPU_OUT
 # (default build/gpu); a step that fails does not keep the others from running.
 #
 # MTLCORE_GPU_DRY=1 goes through the same steps without a GPU: nvcc compiles if it is there, Triton
@@ -16,6 +16,8 @@ cd "$(dirname "$0")/.."
 DRY=${MTLCORE_GPU_DRY:-}
 OUT=$(realpath -m "${MTLCORE_GPU_OUT:-build/gpu}")
 VENV=$OUT/venv
+[ -x .venv/bin/python ] && PYTHON=${PYTHON:-$PWD/.venv/bin/python}
+PYTHON=${PYTHON:-python3}
 PY=$VENV/bin/python
 LINES=$OUT/benchmarks.jsonl
 SUMMARY=$OUT/summary.txt
@@ -49,9 +51,9 @@ where() {
 }
 
 environment() {
-    "${PYTHON:-python3}" -m venv --system-site-packages --without-pip "$VENV" || return
+    "$PYTHON" -m venv --system-site-packages --without-pip "$VENV" || return
     # A venv sees the packages of the python that made it, but not those of a venv around that.
-    "${PYTHON:-python3}" -c 'import site, sysconfig; print(sysconfig.get_path("purelib"))' \
+    "$PYTHON" -c 'import site, sysconfig; print(sysconfig.get_path("purelib"))' \
         >"$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth" || return
     local missing=() name
     for name in pybind11 pluggy psutil pytest iniconfig hypothesis sortedcontainers \
@@ -59,7 +61,11 @@ environment() {
         "$PY" -c "import $name" 2>/dev/null || missing+=("${name//_/-}")
     done
     [ ${#missing[@]} -eq 0 ] && return
-    echo "installing ${missing[*]} from ${MTLCORE_WHEELS:?is not set, and these packages are missing}"
+    if [ -z "${MTLCORE_WHEELS:-}" ]; then
+        echo "$PYTHON lacks ${missing[*]}: set MTLCORE_WHEELS to a folder with their wheels"
+        return 1
+    fi
+    echo "installing ${missing[*]} from $MTLCORE_WHEELS"
     "$PY" -m pip install -q --no-index --no-deps --find-links "$MTLCORE_WHEELS" "${missing[@]}"
 }
 
