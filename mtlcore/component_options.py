@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +18,12 @@ PREFIX = "option_"
 
 
 def option_model(cls: type[Component]) -> type[BaseModel]:
-    """A pydantic model of the constructor's arguments.
+    """A pydantic model of the constructor's arguments, and of the options that its kind has.
 
-    Raises TypeError for arguments that a recipe cannot give: untyped, positional, `**kwargs`.
+    Raises TypeError for arguments that a recipe cannot give: untyped, positional, `**kwargs`, or
+    called like an option of the kind.
     """
-    fields: dict[str, Any] = {}
+    fields = _common_fields(cls)
     if cls.__init__ is not object.__init__:
         hints = typing.get_type_hints(cls.__init__, include_extras=True)
         parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
@@ -32,10 +34,33 @@ def option_model(cls: type[Component]) -> type[BaseModel]:
                     f"option {name!r} of {cls.__module__}.{cls.__qualname__} must be a typed "
                     f"keyword-only argument, e.g. `def __init__(self, *, {name}: float = 1.0)`"
                 )
+            if PREFIX + name in fields:
+                raise TypeError(
+                    f"option {name!r} of {cls.__module__}.{cls.__qualname__} must have another "
+                    f"name: every {cls.kind} has an option {name!r}"
+                )
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[PREFIX + name] = (hints[name], Field(default, alias=name))
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
     return create_model(cls.__name__, __config__=config, **fields)
+
+
+def _common_fields(cls: type[Component]) -> dict[str, Any]:
+    if cls.common_options is None:
+        return {}
+    hints = typing.get_type_hints(cls.common_options, include_extras=True)
+    return {
+        PREFIX + field.name: (hints[field.name], Field(field.default, alias=field.name))
+        for field in dataclasses.fields(cls.common_options)
+    }
+
+
+def common_part(cls: type[Component], options: dict[str, Any]) -> Any:
+    """Take those of `cls.common_options` out of the checked options; None if none is given."""
+    common = cls.common_options
+    names = [field.name for field in dataclasses.fields(common)] if common else []
+    given = {name: options.pop(name) for name in names if name in options}
+    return common(**given) if common and given else None
 
 
 def check_options(cls: type[Component], options: Mapping[str, Any], where: str) -> dict[str, Any]:

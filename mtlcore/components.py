@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from mtlcore.errors import UserError
 from mtlcore.hookspecs import hookimpl
@@ -121,11 +121,12 @@ class Component:
     """
 
     kind: ClassVar[str] = ""
-    name: ClassVar[str] = ""
+    name: str = ""
     paper: ClassVar[str] = ""  # title (venue), URL
-    needs: ClassVar[Needs] = "nothing"  # what it reads of the gradients of a step
+    needs: Needs = "nothing"  # what it reads of the gradients of a step
     needs_pooled: ClassVar[bool] = False  # whether it reads `outputs.pooled`
     carries_over: ClassVar[bool] = False  # whether a run that starts from another takes its state
+    common_options: ClassVar[type | None] = None  # a dataclass of options that all of a kind have
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Mark every method named `mtlcore_*`: without its marker an override would be lost."""
@@ -164,13 +165,38 @@ def rows_per_step(run: Run) -> int:
     return per_rank * world_size()
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightSchedule:
+    """What is made of a weighting's answers over the steps: options of every weighting.
+
+    warmup: so many steps at first in which every task has the weight 1/T and nothing is asked.
+    every: then the weighting is asked in every so many steps. Between them its last weights are
+        kept, and no task gradients are taken for it; a task without a weight yet is asked for.
+    ema: share of the past in a running mean of the weights, task by task (0: none).
+    normalize: "sum_to_one" divides the weights by their sum (times T'/T where tasks are absent),
+        before the running mean; weights whose sum is not above 0 are left as they are.
+    """
+
+    warmup: Annotated[int, Ge(0)] = 0
+    every: Count = 1
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.0
+    normalize: Literal["none", "sum_to_one"] = "none"
+
+
 class Weighting(Component):
     """Gives each task present in the step its weight: implement `mtlcore_weigh_tasks`."""
 
     kind = "weighting"
-    needs: ClassVar[Needs] = "gramian"
+    common_options = WeightSchedule
+    needs: Needs = "gramian"
     native_scale: ClassVar[str] = ""  # what the weights sum to, in words
+    gives: Literal["weights", "direction"] = "weights"
     scope: Scope = "model"  # whether weights are [T] for the model, or [S, T] by layer or factor
+    schedule: WeightSchedule = WeightSchedule()  # set by the framework
+
+    def needs_at(self, step: int, present: Sequence[int]) -> Needs:
+        """What it reads in a step with these tasks, which the schedule may make less."""
+        return self.needs
 
 
 class Sampler(Component):

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mtlcore import ops
 from mtlcore.arena import Arena
+from mtlcore.components import Weighting
 from mtlcore.distributed import all_reduce_sum, any_process
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
-    from mtlcore.components import Component, Weighting
+    from mtlcore.components import Component, Needs
     from mtlcore.model.backbone import MultiTaskModel
 
 Mode = Literal["auto", "one_pass", "multi_pass"]
@@ -30,14 +31,16 @@ class Direction:
     vector: Tensor
 
 
-def folds_rows(weighting: Weighting, components: Iterable[Component], passes: int) -> bool:
+def folds_rows(needs: Needs, components: Iterable[Component], passes: int) -> bool:
     """Whether J takes one row: nothing reads it, and the weights are known before the backward.
 
-    passes: the backward passes of a step, its micro-batches in all processes.
+    needs: what the weighting needs in this step. passes: the backward passes of a step, its
+    micro-batches in all processes.
     """
-    if any(component.needs in ("gramian", "rows") for component in components):
+    others = [part.needs for part in components if not isinstance(part, Weighting)]
+    if any(need in ("gramian", "rows") for need in others):
         return False
-    return weighting.needs == "nothing" or (weighting.needs == "losses" and passes == 1)
+    return needs == "nothing" or (needs == "losses" and passes == 1)
 
 
 class Gradients:
@@ -272,11 +275,9 @@ class Gradients:
 
     def _scope_of(self, count: int) -> Scope:
         for scope in ("layer", "factor"):
-            if scope in self._gramians and len(self._gramians[scope]) == count:
+            if len(self.arena.borders(scope)) - 1 == count:
                 return scope
-        raise ValueError(
-            f"weights of {count} scopes, but no Gramian of {count} scopes was read in this step"
-        )
+        raise ValueError(f"weights of {count} scopes: the model has no scope of so many parts")
 
     def _drop_absent_groups(self) -> None:
         """An adapter none of whose tasks is present gets no gradient, so no momentum or decay."""

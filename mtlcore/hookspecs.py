@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookimplMarker, HookspecMarker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
     from typer import Typer
@@ -155,6 +155,15 @@ def mtlcore_weigh_tasks(
 @hookspec
 def mtlcore_before_update(run: Run, gradients: Gradients) -> None:
     """All `.grad` are filled and not yet clipped; the optimizer step comes next."""
+
+
+@hookspec
+def mtlcore_after_update(run: Run, losses_again: Callable[[], Tensor]) -> None:
+    """The optimizer step is done; not called if the step made no update.
+
+    `losses_again()` [T'] are the losses that the weighting got, of the same rows under the same
+    dropout, with the new weights: one more forward pass over the step, of all processes together.
+    """
 
 
 @hookspec

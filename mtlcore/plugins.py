@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from mtlcore import hookspecs, plugin_sources
-from mtlcore.component_options import check_options, describe_options
+from mtlcore.component_options import check_options, common_part, describe_options
 from mtlcore.components import Component
 from mtlcore.errors import MtlcoreError, UserError, did_you_mean
 from mtlcore.plugin_cache import describe_components as describe_components
@@ -270,10 +270,13 @@ class PluginManager:
         if info is None:
             raise self._unknown(kind, spec.name, where)
         options = check_options(info.cls, spec.options, where)
+        schedule = common_part(info.cls, options)
         try:
-            component = info.cls(**options)
+            component: Any = info.cls(**options)
         except ValueError as error:
             raise UserError(f"{kind} {spec.name!r}: {error}", where=where) from error
+        if schedule is not None:
+            component.schedule = schedule
         self._created.append(info)
         return component
 

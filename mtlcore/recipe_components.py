@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mtlcore.components import Component
+from mtlcore.components import Component, WeightSchedule
 from mtlcore.errors import Problem, UserError
+from mtlcore.weight_schedule import ScheduledWeighting
 
 if TYPE_CHECKING:
     from mtlcore.components import Evaluator
@@ -29,6 +30,11 @@ class Made:
     def of_kind(self, kind: str) -> list[Any]:
         """The components of one kind."""
         return [component for component in self.by_key.values() if component.kind == kind]
+
+    @property
+    def weighting(self) -> Any:
+        """The one that is asked: with a schedule, what stands around the recipe's weighting."""
+        return (self.of_kind("weighting_schedule") or self.of_kind("weighting"))[0]
 
 
 class Named(NamedTuple):
@@ -73,6 +79,10 @@ def make_components(recipe: Recipe, plugins: PluginManager) -> Made:
             made.evaluators[str(task)].append(component)
         made.by_key[f"{where}:{spec.name}"] = component
         plugins.register(component)
+        if kind == "weighting" and component.schedule != WeightSchedule():
+            scheduled = ScheduledWeighting(component, plugins)  # asked before it, and asks it
+            made.by_key[f"{where}.schedule:{spec.name}"] = scheduled
+            plugins.register(scheduled, f"weighting schedule:{spec.name}")
     return made
 
 

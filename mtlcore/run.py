@@ -152,7 +152,7 @@ class Run:
         if made.problems:
             raise RecipeError(made.problems)
         self.components: dict[str, Component] = made.by_key
-        self.weighting: Weighting = made.of_kind("weighting")[0]
+        self.weighting: Weighting = made.weighting
         self.sampler: Sampler = made.of_kind("sampling")[0]
         self.auditors: list[Auditor] = made.of_kind("auditing")
         self.aggregator: Aggregator = made.of_kind("overall")[0]

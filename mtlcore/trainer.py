@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,6 +108,9 @@ class Trainer:
         self.optimizer.step()
         self.scheduler.step()
         guard.end()
+        if guard.makes_update:
+            again = partial(self.losses_again, batches)
+            run.plugins.hook.mtlcore_after_update(run=run, losses_again=again)
         run.step += 1
         record = self.record(batches, weights, norms, rate, time.perf_counter() - started)
         run.plugins.hook.mtlcore_step_end(run=run, record=record.to_json())
@@ -140,6 +144,23 @@ class Trainer:
             weights = self.weights_before_backward(None, 0, weights)
         gradients.leave()
         return batches, weights
+
+    @torch.no_grad()
+    def losses_again(self, batches: Sequence[Batch]) -> Tensor:
+        """[T'] the step's losses, task penalties included, with the weights of now."""
+        run = self.run
+        torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
+        sums = torch.zeros(len(run.tasks), dtype=torch.float64)
+        for batch in batches:
+            with run.autocast():
+                outputs: Outputs = run.model(batch, draw=(run.seed, run.step))
+                sums += outputs.loss_sums.double().cpu()
+                found = run.plugins.hook.mtlcore_penalties(run=run, batch=batch, outputs=outputs)
+            for penalty in (penalty for some in found for penalty in some or ()):
+                if penalty.on == "task":
+                    sums += penalty.value.double().cpu()
+        run.model.routing.leave()
+        return self.gradients.mean_losses_of(all_reduce_sum(sums))
 
     def combine(
         self, weights: Tensor | Direction | None
@@ -216,9 +237,9 @@ class Trainer:
         if not self.gradients.has_shared or self.gradients.mode != "one_pass":
             return None
         components = self.run.components.values()
-        if not folds_rows(self.run.weighting, components, micro_batches * world_size()):
+        needs = self.run.weighting.needs_at(self.run.step, self.gradients.present)
+        if not folds_rows(needs, components, micro_batches * world_size()):
             return None
-        needs = self.run.weighting.needs
         if needs == "nothing":
             weights = known if known is not None else self.weigh()
         elif outputs is None:

@@ -89,9 +89,9 @@ def _state_of(model: MultiTaskModel, recipe: Recipe, active: Sequence[bool]) -> 
 def gradient_size(model: MultiTaskModel, recipe: Recipe, components: Made, passes: int) -> int:
     """Of J, the update and the own gradients, in the arena that a run would make."""
     arena = Arena(model.adapter_layers, [], len(model.layout.task_names))
-    (weighting,) = components.of_kind("weighting")
     every = components.by_key.values()
-    folded = folds_rows(weighting, every, passes) and recipe.training.gradients != "multi_pass"
+    folds = folds_rows(components.weighting.needs, every, passes)
+    folded = folds and recipe.training.gradients != "multi_pass"
     rows = 1 if folded else arena.task_count
     if any(component.needs == "rows" for component in every):
         rows += arena.task_count

@@ -111,7 +111,8 @@ class Trial:
     def _small_manager(self) -> PluginManager:
         """The plugins that the recipe names: to load all of them takes longer than a step."""
         manager, known = PluginManager(environ={}), self._run.plugins.components()
-        for kind, name in {(c.kind, c.name) for c in self._run.components.values()}:
+        named = {(c.kind, c.name) for c in self._run.components.values()}
+        for kind, name in named & known.keys():  # not what stands around a weighting
             manager.add(known[kind, name].plugin, known[kind, name].cls)
         return manager
 
