@@ -19,7 +19,7 @@ CHECKS = {
     "monitoring": check_stateful,
 }
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "dwa": {"every": 1},  # so that the few steps hold several windows
+    "dwa": {"window": 1},  # so that the few steps hold several windows
     "ewc": {"rows": 4},
     "fixed": {"weights": {"sentiment": 1.0, "spelling": 2.0, "definitions": 0.5}},
     "group_balanced": {"column": "label"},
