@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,3 +49,14 @@ def trained(folder: Path, model: Path, weighting: str, **training: object) -> li
     part = training_part(folder, **{"max_steps": 4, "save_steps": 4, **training})
     recipe = write_tiny_recipe(folder, model, weighting=weighting, training=part)
     return metrics(mtlcore.train(recipe).folder)
+
+
+def check_recipe(*loss_weights: float) -> Any:
+    """A stand-in for a recipe whose tasks have these loss weights."""
+    given = {str(index): SimpleNamespace(loss_weight=w) for index, w in enumerate(loss_weights)}
+    return SimpleNamespace(tasks=given)
+
+
+def weighted_losses(line: dict[str, Any]) -> dict[str, float]:
+    """The losses of a step of the tiny run as its weighting reads them: times `loss_weight`."""
+    return {name: loss * (2 if name == "spelling" else 1) for name, loss in line["losses"].items()}
