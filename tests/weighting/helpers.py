@@ -11,7 +11,7 @@ import torch
 
 import mtlcore
 from mtlcore.components import Weighting
-from mtlcore.testing import StandInGradients, stand_in_run
+from mtlcore.testing import StandInGradients, plugin_manager, stand_in_run
 from tests.recipes import metrics, training_part, write_tiny_recipe
 
 
@@ -60,3 +60,9 @@ def check_recipe(*loss_weights: float) -> Any:
 def weighted_losses(line: dict[str, Any]) -> dict[str, float]:
     """The losses of a step of the tiny run as its weighting reads them: times `loss_weight`."""
     return {name: loss * (2 if name == "spelling" else 1) for name, loss in line["losses"].items()}
+
+
+def made(cls: type[Weighting], options: dict[str, Any]) -> Any:
+    """A weighting with the options of a recipe, which are checked."""
+    spec = SimpleNamespace(name=cls.name, options=options)
+    return plugin_manager(cls).create("weighting", spec, "weighting")
