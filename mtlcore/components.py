@@ -247,7 +247,17 @@ class Sampler(Component):
                 fix=f"return a list of {len(run.tasks)} numbers, one for each task in the order of "
                 "run.tasks, none below 0, with sum 1",
             )
-        # Tasks of other stages get no rows; those of this one share what is left as before.
+        return self.trained_shares(run, shares)
+
+    def planned_shares(self, run: Run) -> list[float]:
+        """The shares that a run is planned by before it begins: its epochs and rows by task, [T].
+
+        Those of step 0; a sampler whose shares change over the run gives those of most of it.
+        """
+        return self.expected_shares(run, 0)
+
+    def trained_shares(self, run: Run, shares: Sequence[float]) -> list[float]:
+        """[T] without the tasks of other stages; those of this one share the rows as before."""
         pairs = zip(shares, run.tasks, strict=True)
         trained = [share * run.is_active(task) for share, task in pairs]
         if not sum(trained):

@@ -61,9 +61,9 @@ def _steps(run: Run, active: tuple[bool, ...], epochs: float) -> int:
 
 
 def expected_shares(run: Run, active: Sequence[bool]) -> list[float]:
-    """[T] the sampler's shares at the start, with `active` [T] tasks trained."""
+    """[T] the sampler's shares by plan, with `active` [T] tasks trained."""
     before, run.active = run.active, list(active)
-    shares = run.sampler.expected_shares(run, 0)
+    shares = run.sampler.planned_shares(run)
     run.active = before
     return shares
 

@@ -19,10 +19,12 @@ CHECKS = {
     "monitoring": check_stateful,
 }
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "dwa": {"every": 1},  # so that the few steps hold several windows
+    "dwa": {"window": 1},  # so that the few steps hold several windows
     "ewc": {"rows": 4},
     "fixed": {"weights": {"sentiment": 1.0, "spelling": 2.0, "definitions": 0.5}},
     "group_balanced": {"column": "label"},
+    "self_paced": {"window": 2},
+    "staged": {"begin": {"spelling": 3, "definitions": 8}},
 }
 """Of components that have none by default, or that would do nothing in so short a run."""
 RECIPES = {"gradient_similarity": ["tasks.spelling.role=auxiliary"]}
@@ -30,7 +32,9 @@ VARIANTS: list[tuple[str, str, Mapping[str, Any]]] = [
     ("weighting", "pcgrad", {"scope": "layer"}),
     ("weighting", "upgrad", {"scope": "factor"}),
     ("weighting", "gradient_similarity", {"rule": "weighted", "smoothing": 0.5}),
+    ("weighting", "self_paced", {"rule": "linear", "window": 1}),
     ("rows", "curriculum", {"difficulty": "loss", "start": 0.2}),
+    ("sampling", "task_curriculum", {"order": ["definitions", "spelling", "sentiment"]}),
     ("rows", "stratified", {"by": "cluster", "clusters": 3, "emphasis": 0.5}),
 ]
 """Options with state or draws of their own."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import torch
-from annotated_types import Gt, Le
+from typing import TYPE_CHECKING, Any
 
 from mtlcore.components import rows_per_step
 from mtlcore.data.fields import kind_of
-from mtlcore.distributed import all_reduce_sum, rank, world_size
 from mtlcore.errors import UserError, did_you_mean
-from mtlcore.evaluation.predictions import sum_losses
 from mtlcore.stages import expected_shares, plan_stages
+from mtlcore_plugins.sampling._difficulty import (
+    PositiveShare,
+    Schedule,
+    competence,
+    own_losses,
+)
 from mtlcore_plugins.sampling._rows import (
     Passes,
     PreparedChooser,
@@ -26,11 +27,11 @@ from mtlcore_plugins.sampling._rows import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
+
     from mtlcore.data.tasks import Task
     from mtlcore.errors import Problem
     from mtlcore.run import Run
-
-PositiveShare = Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Curriculum(PreparedChooser[Course]):
         *,
         difficulty: str = "length",
         start: PositiveShare = 0.1,
-        schedule: Literal["sqrt", "linear"] = "sqrt",
+        schedule: Schedule = "sqrt",
         duration: PositiveShare = 0.5,
     ) -> None:
         super().__init__()
@@ -123,10 +124,7 @@ class Curriculum(PreparedChooser[Course]):
 
     def competence(self, draw: int, draws: int) -> float:
         """The share c(t) of the rows that draw t, from 0, takes one of; `draws` is T."""
-        progress = draw / draws
-        if self.schedule == "linear":
-            return min(1.0, progress * (1 - self.start) + self.start)
-        return min(1.0, math.sqrt(progress * (1 - self.start**2) + self.start**2))
+        return competence(draw / draws, self.start, self.schedule)
 
     def allowed(self, draw: int, rows: int, draws: int) -> int:
         """How many of the easiest rows that is, at least one."""
@@ -166,12 +164,7 @@ class Curriculum(PreparedChooser[Course]):
     def _own_losses(self, run: Run, task: Task) -> list[float]:
         if task.name not in self._losses:
             run.note(f"{task.name}: rows {self.name}: the losses of {len(task.train)} rows first")
-            losses = torch.zeros(len(task.train), dtype=torch.float64)
-            mine = slice(rank(), None, world_size())
-            losses[mine] = torch.tensor(
-                sum_losses(run, task, task.train[mine]), dtype=torch.float64
-            )
-            self._losses[task.name] = all_reduce_sum(losses)  # [n] the same bits in all processes
+            self._losses[task.name] = own_losses(run, task, task.train)
         losses = self._losses[task.name]
         if len(losses) != len(task.train):
             raise UserError(
@@ -203,7 +196,7 @@ class Curriculum(PreparedChooser[Course]):
 
 
 def expected_draws(run: Run, task: Task) -> float:
-    """Rows of a task that a whole run is expected to take, by its sampler's shares at the start."""
+    """Rows of a task that a whole run is expected to take, by its sampler's plan."""
     draws = 0.0
     for stage in plan_stages(run):
         if stage.active[task.index]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from mtlcore.components import Count, Positive, Sampler
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mtlcore.run import Run
 
 
@@ -36,9 +38,14 @@ class Temperature(Sampler):
 
     def shares(self, run: Run, step: int) -> list[float]:
         """[T] the same at every step."""
-        sizes = [len(task.train) for task in run.tasks]
-        if self.cap is not None:
-            sizes = [min(size, self.cap) for size in sizes]
-        # Relative to the largest: n^(1/temperature) overflows at a low temperature.
-        powers = [(size / max(sizes)) ** (1 / self.temperature) for size in sizes]
-        return [power / sum(powers) for power in powers]
+        return mixed(run, [True] * len(run.tasks), self.temperature, self.cap)
+
+
+def mixed(run: Run, admitted: Sequence[bool], temperature: float, cap: int | None) -> list[float]:
+    """[T] shares of the admitted tasks by the formula above, 0 for the others."""
+    rows = [len(task.train) for task in run.tasks]
+    capped = rows if cap is None else [min(count, cap) for count in rows]
+    sizes = [size * on for size, on in zip(capped, admitted, strict=True)]
+    # Relative to the largest: n^(1/temperature) overflows at a low temperature.
+    powers = [(size / max(sizes)) ** (1 / temperature) for size in sizes]
+    return [power / sum(powers) for power in powers]

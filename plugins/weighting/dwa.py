@@ -25,13 +25,13 @@ class DWA(Weighting):
 
         w = T softmax(r / tau),    r_t = mean l_t (last window) / mean l_t (the window before)
 
-    A window is what the paper calls an epoch: `every` steps. r_t is 1 in the first two windows, and
-    while the mean of the earlier window is 0. A mean is over the steps of the window in which the
-    task was present; a task that was absent from a whole window keeps r_t and its means. The
+    A window, of `window` steps, is what the paper calls an epoch. r_t is 1 in the first two windows
+    and while the mean of the earlier window is 0. A mean is over the steps of the window in which
+    the task was present; a task that was absent from a whole window keeps r_t and its means. The
     softmax is over all tasks of the run, so that a weight does not depend on who else is present.
 
     tau: 2.0; larger values make the weights more equal.
-    every: 100 steps; a run needs more than two windows for the weights to differ.
+    window: 100 steps; a run needs more than two windows for the weights to differ.
     Shapes: losses, weights [T'] float64. Native scale: the weights sum to T when all are present.
     """
 
@@ -43,8 +43,8 @@ class DWA(Weighting):
     needs = "losses"
     native_scale = "T when all tasks are present"
 
-    def __init__(self, *, tau: Positive = 2.0, every: Count = 100) -> None:
-        self.tau, self.every = tau, every
+    def __init__(self, *, tau: Positive = 2.0, window: Count = 100) -> None:
+        self.tau, self.window = tau, window
         self.steps = 0  # in the window of now
         # By row: r, the mean of the last window, sum and number of losses in this one, each [T].
         self.state: Tensor | None = None
@@ -52,10 +52,10 @@ class DWA(Weighting):
     def mtlcore_run_start(self, run: Run) -> None:
         """Say so when the run is too short for the weights ever to differ."""
         steps = sum(stage.steps for stage in plan_stages(run))
-        if steps <= 2 * self.every:
+        if steps <= 2 * self.window:
             run.note(
                 f"warning: weighting {self.name}: all weights stay equal: {steps} steps are "
-                f"not more than two windows of {self.every}; set weighting.every lower"
+                f"not more than two windows of {self.window}; set weighting.window lower"
             )
 
     def mtlcore_weigh_tasks(self, run: Run, losses: Tensor, gradients: Gradients) -> Tensor:
@@ -64,7 +64,7 @@ class DWA(Weighting):
             self.state = torch.zeros(4, len(run.tasks), dtype=torch.float64)
             self.state[0] = 1
             self.state[1] = torch.nan  # no mean yet
-        if self.steps == self.every:
+        if self.steps == self.window:
             self._close_window(self.state)
         ratios, _, sums, counts = self.state
         weights = len(run.tasks) * torch.softmax(ratios / self.tau, dim=0)

@@ -96,3 +96,16 @@ def stage_of(*tasks: str) -> Any:
     return SimpleNamespace(
         name="s", tasks=list(tasks), max_steps=10, num_train_epochs=None, learning_rate=None
     )
+
+
+def tasks_of(rows: Mapping[str, int], *, steps: int = 100) -> Any:
+    """A run for samplers: tasks with so many rows; `run.notes` is what the user was told."""
+    run = stand_in_run(rows)
+    run.active = [True] * len(run.tasks)
+    run.is_active = lambda task: run.active[task.index]
+    run.notes = []
+    run.note = run.notes.append
+    run.recipe.stages = []
+    run.recipe.training.max_steps = steps
+    run.recipe.training.learning_rate = 1e-3
+    return run

@@ -6,40 +6,26 @@ import pytest
 import torch
 
 import mtlcore
-from mtlcore.testing import StandInGradients, stand_in_run
 from mtlcore_plugins.weighting.dwa import DWA
 from tests.recipes import metrics, training_part, write_tiny_recipe
-
-
-def weigh(weighting, run, losses, present=None):
-    losses = torch.tensor(losses, dtype=torch.float64)
-    gradients = StandInGradients(torch.eye(len(losses)), present)
-    return weighting.mtlcore_weigh_tasks(run, losses, gradients)
-
-
-def tasks(count):
-    return stand_in_run({str(index): 5 for index in range(count)})
+from tests.weighting.helpers import random_losses, slopes, tasks, weigh
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-@pytest.mark.parametrize("every", [1, 4])
-def test_weights_equal_torchjd_over_many_windows(count, every):
-    scalarization = pytest.importorskip("torchjd.scalarization")
-    oracle = scalarization.DWA(temperature=0.5)
-    weighting, run = DWA(tau=0.5, every=every), tasks(count)
-    draw = torch.Generator().manual_seed(0)
-    for step in range(6 * every):
-        losses = torch.rand(count, generator=draw, dtype=torch.float64) * 5
-        leaf = losses.clone().requires_grad_()
-        oracle(leaf).backward()
-        weights = weigh(weighting, run, losses.tolist())
-        torch.testing.assert_close(weights, leaf.grad, rtol=1e-12, atol=0)
-        if step % every == every - 1:
+@pytest.mark.parametrize("window", [1, 4])
+def test_weights_equal_torchjd_over_many_windows(count, window):
+    oracle = pytest.importorskip("torchjd.scalarization").DWA(temperature=0.5)
+    weighting, run = DWA(tau=0.5, window=window), tasks(count)
+    for step in range(6 * window):
+        losses = random_losses(count, 1.0, step)
+        expected = slopes(oracle, losses)
+        torch.testing.assert_close(weigh(weighting, run, losses), expected, rtol=1e-12, atol=0)
+        if step % window == window - 1:
             oracle.step()
 
 
 def test_weights_follow_the_formula_from_the_third_window_on():
-    weighting, run = DWA(every=2), tasks(2)
+    weighting, run = DWA(window=2), tasks(2)
     for losses in ([4.0, 2.0], [2.0, 2.0], [1.0, 2.0], [2.0, 2.0]):  # means 3, 2 and 1.5, 2
         assert weigh(weighting, run, losses).tolist() == [1.0, 1.0]
     falling, still = math.exp(0.5 / 2), math.exp(1 / 2)
@@ -49,7 +35,7 @@ def test_weights_follow_the_formula_from_the_third_window_on():
 
 @pytest.mark.parametrize("scale", [1e-10, 1e10])
 def test_weights_do_not_depend_on_the_scale_of_a_loss(scale):
-    plain, scaled, run = DWA(every=1), DWA(every=1), tasks(2)
+    plain, scaled, run = DWA(window=1), DWA(window=1), tasks(2)
     for losses in ([4.0, 2.0], [3.0, 1.0], [2.0, 2.0]):
         weights = weigh(plain, run, losses)
         again = weigh(scaled, run, [losses[0] * scale, losses[1]])
@@ -57,7 +43,7 @@ def test_weights_do_not_depend_on_the_scale_of_a_loss(scale):
 
 
 def test_a_task_absent_from_a_window_keeps_its_ratio():
-    weighting, run = DWA(every=1), tasks(3)
+    weighting, run = DWA(window=1), tasks(3)
     weigh(weighting, run, [4.0, 4.0, 4.0])
     weigh(weighting, run, [2.0, 1.0, 4.0])
     weigh(weighting, run, [2.0, 1.0], present=[0, 2])
@@ -67,17 +53,17 @@ def test_a_task_absent_from_a_window_keeps_its_ratio():
 
 
 def test_a_weight_does_not_depend_on_who_else_is_present():
-    weighting, run = DWA(every=1), tasks(3)
+    weighting, run = DWA(window=1), tasks(3)
     weigh(weighting, run, [4.0, 4.0, 4.0])
     weigh(weighting, run, [2.0, 1.0, 4.0])
-    other = DWA(every=1)
+    other = DWA(window=1)
     other.load_state_dict(weighting.state_dict())
     everyone = weigh(weighting, run, [1.0, 1.0, 1.0])
     assert weigh(other, run, [1.0, 1.0], present=[0, 2]).tolist() == everyone[[0, 2]].tolist()
 
 
 def test_losses_of_zero_give_finite_weights():
-    weighting, run = DWA(every=1), tasks(2)
+    weighting, run = DWA(window=1), tasks(2)
     for losses in ([0.0, 1.0], [1.0, 0.0], [0.0, 1e6], [1e6, 0.0]):
         weights = weigh(weighting, run, losses)
         assert torch.isfinite(weights).all()
@@ -85,10 +71,10 @@ def test_losses_of_zero_give_finite_weights():
 
 
 def test_a_weighting_resumed_in_the_middle_of_a_window_goes_on_alike():
-    first, run = DWA(every=3), tasks(2)
+    first, run = DWA(window=3), tasks(2)
     for losses in ([3.0, 1.0], [2.0, 1.0], [2.0, 0.5], [1.0, 2.0]):
         weigh(first, run, losses)
-    second = DWA(every=3)
+    second = DWA(window=3)
     second.load_state_dict(first.state_dict())
     for losses in ([2.0, 5.0], [1.0, 4.0], [0.5, 3.0], [0.2, 4.0]):
         assert torch.equal(weigh(first, run, losses), weigh(second, run, losses))
@@ -104,7 +90,7 @@ def test_a_run_weighs_its_tasks_and_one_that_is_too_short_says_so(tiny_model, tm
     recipe = write_tiny_recipe(
         tmp_path,
         tiny_model,
-        weighting="{name: dwa, every: 2}",
+        weighting="{name: dwa, window: 2}",
         training=training_part(tmp_path, max_steps=5, save_steps=5),
     )
     run = mtlcore.train(recipe)

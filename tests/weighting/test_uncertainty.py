@@ -3,34 +3,20 @@
 import pytest
 import torch
 
-from mtlcore.testing import StandInGradients, stand_in_run
 from mtlcore_plugins.weighting.uncertainty import Uncertainty
-
-
-def weigh(weighting, run, losses, present=None):
-    losses = torch.tensor(losses, dtype=torch.float64)
-    gradients = StandInGradients(torch.eye(len(losses)), present)
-    return weighting.mtlcore_weigh_tasks(run, losses, gradients)
-
-
-def tasks(count):
-    return stand_in_run({str(index): 5 for index in range(count)})
+from tests.weighting.helpers import random_losses, slopes, tasks, weigh
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_weights_and_states_equal_those_of_adam_on_torchjd(count):
-    scalarization = pytest.importorskip("torchjd.scalarization")
-    oracle = scalarization.UW(count).double()
+    oracle = pytest.importorskip("torchjd.scalarization").UW(count).double()
     optimizer = torch.optim.Adam(oracle.parameters(), lr=0.1)
     weighting, run = Uncertainty(learning_rate=0.1), tasks(count)
-    draw = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        losses = torch.rand(count, generator=draw, dtype=torch.float64) * 5
-        leaf = losses.clone().requires_grad_()
+    for step in range(20):
+        losses = random_losses(count, 1.0, step)
         optimizer.zero_grad()
-        oracle(leaf).backward()
-        weights = weigh(weighting, run, losses.tolist())
-        torch.testing.assert_close(weights, leaf.grad, rtol=1e-10, atol=0)
+        expected = slopes(oracle, losses)
+        torch.testing.assert_close(weigh(weighting, run, losses), expected, rtol=1e-10, atol=0)
         optimizer.step()
         torch.testing.assert_close(weighting.state[0], oracle.log_var.detach(), rtol=1e-10, atol=0)
 
