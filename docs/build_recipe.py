@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import mtlcore.recipe
 from mtlcore import recipe_aliases
+from mtlcore.components import Component
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe import Recipe
 
@@ -117,20 +119,37 @@ def _components() -> Iterator[str]:
     manager = PluginManager(environ={"MTLCORE_NO_PLUGINS": "1"})
     manager.discover()
     rows = manager.describe()
+    common = {info.kind: _common_options(info.cls) for info in manager.components().values()}
     for kind in sorted({row["kind"] for row in rows}):
-        yield from (f"### {kind}", "", "| name | options | |", "|---|---|---|")
+        yield from (f"### {kind}", "")
+        first = next(row for row in rows if row["kind"] == kind)
+        if common[kind]:
+            yield from (f"Of every {kind}: {_options(first, common[kind])}.", "")
+        yield from ("| name | options | |", "|---|---|---|")
         for row in rows:
             if row["kind"] != kind:
                 continue
-            options = "; ".join(
-                f"`{name}`, "
-                + ("required" if name in row["options"]["required"] else _default(schema))
-                + f" ({_words(schema)})"
-                for name, schema in row["options"]["properties"].items()
-            )
+            names = [name for name in row["options"]["properties"] if name not in common[kind]]
+            options = _options(row, names)
             paper = f" Paper: {row['paper']}" if row["paper"] else ""
             yield f"| `{row['name']}` | {_cell(options)} | {_cell(row['summary'] + paper)} |"
         yield ""
+
+
+def _common_options(cls: type[Component]) -> list[str]:
+    """Names of the options that all of a kind have."""
+    common = cls.common_options
+    return [field.name for field in dataclasses.fields(common)] if common else []
+
+
+def _options(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    properties, required = row["options"]["properties"], row["options"]["required"]
+    return "; ".join(
+        f"`{name}`, "
+        + ("required" if name in required else _default(properties[name]))
+        + f" ({_words(properties[name])})"
+        for name in names
+    )
 
 
 def _other_tools() -> Iterator[str]:

@@ -26,6 +26,7 @@ ARGUMENTS = {
     "mtlcore_penalties": ("run", "batch", "outputs"),
     "mtlcore_weigh_tasks": ("run", "losses", "gradients"),
     "mtlcore_before_update": ("run", "gradients"),
+    "mtlcore_after_update": ("run", "losses_again"),
     "mtlcore_step_end": ("run", "record"),
     "mtlcore_evaluate": ("run", "task", "predictions"),
     "mtlcore_audit": ("run", "predictions"),
