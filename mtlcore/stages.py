@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mtlcore.components import rows_per_step
+from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
     from mtlcore.data.tasks import Task
@@ -57,6 +58,13 @@ def _steps(run: Run, active: tuple[bool, ...], epochs: float) -> int:
     sizes = [len(task.train) * on for task, on in zip(run.tasks, active, strict=True)]
     largest = max(range(len(sizes)), key=sizes.__getitem__)
     share = expected_shares(run, active)[largest]
+    if not share:
+        raise UserError(
+            f"epochs count the rows of the largest task, {run.tasks[largest].name!r}, which has no "
+            f"share in the planned_shares of sampling {run.sampler.name!r}",
+            where="training.num_train_epochs",
+            fix="set training.max_steps, or let the sampler's planned_shares give it one",
+        )
     return max(1, math.ceil(epochs * sizes[largest] / (rows_per_step(run) * share)))
 
 

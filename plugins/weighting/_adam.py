@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 START = (0.0, 0.0, 0.0, 0.0)
 """A scalar of 0, its two moments and its number of steps: the rows of the state."""
+LIMIT = 69.0
+"""Of the logarithm of a weight, 1e-30 .. 1e30: a loss of 0 would move it in every step."""
 
 
 def adam_step(

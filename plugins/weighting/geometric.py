@@ -22,7 +22,7 @@ class Geometric(Weighting):
     """Minimise the geometric mean of the losses: tasks count by their relative progress (GLS).
 
     MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task Learning
-    (CVPR workshops 2019), https://arxiv.org/abs/1904.08492
+    (CVPR Workshops 2019), https://arxiv.org/abs/1904.08492
 
         minimise  m = (prod_t l_t)^(1/T),    w_t = m / (T l_t)
 
@@ -37,7 +37,7 @@ class Geometric(Weighting):
     name = "geometric"
     paper = (
         "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task "
-        "Learning (CVPR workshops 2019), https://arxiv.org/abs/1904.08492"
+        "Learning (CVPR Workshops 2019), https://arxiv.org/abs/1904.08492"
     )
     needs = "losses"
     native_scale = "geometric over harmonic mean of the losses: at least 1, all tasks present"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtlcore.components import Positive
-from mtlcore_plugins.weighting._adam import START, adam_step
+from mtlcore_plugins.weighting._adam import LIMIT, START, adam_step
 from mtlcore_plugins.weighting._state import Remembering
 
 if TYPE_CHECKING:
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from mtlcore.gradients import Gradients
     from mtlcore.run import Run
-
-# Weights stay in 1e-30 .. 1e30: a loss of 0 would lower s in every step, without end.
-LIMIT = 69.0
 
 
 class Uncertainty(Remembering):

@@ -3,6 +3,7 @@
 import pytest
 
 import mtlcore
+from mtlcore.components import Sampler
 from mtlcore.errors import UserError
 from mtlcore.stages import plan_stages
 from mtlcore_plugins.sampling.staged import Staged
@@ -74,3 +75,23 @@ def test_a_run_trains_its_tasks_from_their_steps_on(tiny_model, tmp_path):
         {"sentiment", "spelling"},
         {"sentiment", "spelling", "definitions"},
     ]
+
+
+def test_a_sampler_that_plans_no_rows_for_the_largest_task_cannot_count_its_epochs():
+    run = tasks_of({"a": 64, "b": 128})
+    run.sampler, run.recipe.training.max_steps = FirstAlone(), None
+    run.recipe.training.num_train_epochs = 1
+    with pytest.raises(
+        UserError, match=r"'b', which has no share in .* of sampling 'all_a'"
+    ) as found:
+        plan_stages(run)
+    assert found.value.problem.where == "training.num_train_epochs"
+
+
+class FirstAlone(Sampler):
+    """Draw the first task alone."""
+
+    name = "all_a"
+
+    def shares(self, run, step):
+        return [1.0, 0.0]
