@@ -154,11 +154,12 @@ class Trainer:
         for batch in batches:
             with run.autocast():
                 outputs: Outputs = run.model(batch, draw=(run.seed, run.step))
-                sums += outputs.loss_sums.double().cpu()
+                losses = outputs.loss_sums
                 found = run.plugins.hook.mtlcore_penalties(run=run, batch=batch, outputs=outputs)
-            for penalty in (penalty for some in found for penalty in some or ()):
-                if penalty.on == "task":
-                    sums += penalty.value.double().cpu()
+                for penalty in (penalty for some in found for penalty in some or ()):
+                    if penalty.on == "task":
+                        losses = losses + penalty.value
+            sums += losses.double().cpu()
         run.model.routing.leave()
         return self.gradients.mean_losses_of(all_reduce_sum(sums))
 

@@ -33,9 +33,7 @@ def test_weights_and_logits_equal_torchjds(count, scale):
         torch.testing.assert_close(weigh(weighting, run, losses), expected, rtol=1e-10, atol=0)
         oracle.update(torch.tensor(after, dtype=torch.float64))
         weighting.mtlcore_after_update(run, again(after))
-        torch.testing.assert_close(
-            weighting.state[0], oracle._w.detach(), rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(weighting.state[0], oracle._w.detach(), rtol=1e-9, atol=1e-12)
 
 
 def test_the_task_whose_loss_falls_least_gains_weight():
@@ -114,17 +112,16 @@ class Squares(Regularizer):
         sums = [(squares * (batch.label_tasks == task.index)).sum() for task in run.tasks]
         return [Penalty("squares", "task", 0.1 * torch.stack(sums))]
 
-@hookimpl
+@hookimpl(tryfirst=True)
 def mtlcore_after_update(run, losses_again):
-    before = run.weighting._before
-    given = before[1] if before else run.weighting.given
+    _, given = run.weighting._before
     after = losses_again()
     with open(run.folder / "seen.txt", "a") as file:
         print(torch.equal(given, after), float((given - after).sum()), file=file)
 '''
 
 
-@pytest.mark.parametrize(("rate", "same"), [(1e-30, True), (0.05, False)])
+@pytest.mark.parametrize(("rate", "same"), [(1e-30, True), (1e-3, False)])
 def test_the_losses_after_an_update_are_of_the_same_rows_and_dropout(
     rate, same, tiny_model, tmp_path
 ):
