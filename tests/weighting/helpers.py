@@ -1,0 +1,81 @@
+"""What the tests of weightings share: gradients in conflict, a call with them, and a tiny run."""
+
+from types import SimpleNamespace
+
+import torch
+
+import mtlcore
+from mtlcore.gradients import Direction
+from mtlcore.testing import StandInGradients, plugin_manager, stand_in_run
+from tests.recipes import metrics, training_part, write_tiny_recipe
+
+EXAMPLE = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]], dtype=torch.float64)
+"""J of the documentation of TorchJD, for which its updates are known."""
+
+
+def jacobian(tasks, spread, seed=0, size=40):
+    """J [T, size] in conflict, with norms between 1 and `spread`."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randn(tasks, size, generator=draw, dtype=torch.float64)
+    rows -= 0.9 * rows.mean(0)
+    norms = spread ** torch.rand(tasks, generator=draw, dtype=torch.float64)
+    return rows / rows.norm(dim=1, keepdim=True) * norms[:, None]
+
+
+def tasks(count, **attributes):
+    """A run of so many tasks."""
+    return stand_in_run({str(index): 5 for index in range(count)}, **attributes)
+
+
+def weigh(weighting, rows, losses=None, present=None, run=None, **options):
+    """The weights, or the direction, of a class with these options, or of one made before."""
+    if isinstance(weighting, type):
+        weighting = weighting(**options)
+    run = run or tasks(len(rows))
+    losses = torch.ones(len(rows)) if losses is None else torch.as_tensor(losses)
+    found = plugin_manager(weighting).hook.mtlcore_weigh_tasks(
+        run=run, losses=losses.double(), gradients=StandInGradients(rows, present)
+    )
+    return found.vector if isinstance(found, Direction) else found
+
+
+def assert_close(found, expected, relative):
+    """Two vectors, by the norm of their difference."""
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= relative * expected.norm()
+
+
+def assert_permutes(cls, relative=1e-10, **options):
+    """Permuted tasks have permuted weights."""
+    rows, new = jacobian(7, 3), torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    losses = torch.linspace(0.5, 4, 7)
+    found = weigh(cls, rows[new], losses[new], **options)
+    assert_close(found, weigh(cls, rows, losses, **options)[new], relative)
+
+
+def assert_scopes_are_apart(cls, **options):
+    """With scope "layer", which the stand-in takes for columns, each is weighed by itself."""
+    rows, losses = jacobian(3, 3, size=5), torch.tensor([1.0, 2.0, 3.0])
+    weights = weigh(cls, rows, losses, scope="layer", **options)
+    assert weights.shape == (5, 3)
+    for column in range(5):
+        alone = weigh(cls, rows[:, column : column + 1], losses, **options)
+        torch.testing.assert_close(weights[column], alone, rtol=1e-9, atol=1e-12)
+
+
+def create(cls, **options):
+    """One as a recipe makes it, with its options checked."""
+    spec = SimpleNamespace(name=cls.name, options=options)
+    return plugin_manager(cls).create("weighting", spec, "weighting")
+
+
+def weights_of_run(tiny_model, folder, weighting, steps=3):
+    """The run of a tiny recipe, and the weights of each of its steps by task name."""
+    recipe = write_tiny_recipe(
+        folder,
+        tiny_model,
+        weighting=weighting,
+        training=training_part(folder, max_steps=steps, save_steps=steps),
+    )
+    run = mtlcore.train(recipe)
+    return run, [line["weights"] for line in metrics(run.folder)]
