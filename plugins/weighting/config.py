@@ -24,8 +24,8 @@ class ConFIG(Weighting):
 
     From the Gramian alone: with a = D^-1 C⁺ 1 (C the cosines, D the norms) u is Jᵀ a / |Jᵀ a|,
     and w = (1'G a) / (a'G a) a. Weights may be negative. Preferences are equal, TorchJD's default.
-    TorchJD cuts the small singular values of U off, this those of C, their squares: gradients that
-    depend on each other to 1e-8 count as dependent.
+    Gradients that depend on each other to 3e-7, the rounding of float32, count as dependent;
+    TorchJD's limit is that of the type of J.
 
     A zero gradient has the weight 0. Opposed gradients, to which no direction has one cosine, all
     have the weight 0: the step stands still.

@@ -1,5 +1,6 @@
 """What the tests of weightings share: gradients in conflict, a call with them, and a tiny run."""
 
+import functools
 from types import SimpleNamespace
 
 import torch
@@ -27,15 +28,20 @@ def tasks(count, **attributes):
     return stand_in_run({str(index): 5 for index in range(count)}, **attributes)
 
 
+@functools.cache
+def hook_of(weighting):
+    """The hook as the trainer calls it, with the arguments that the method takes."""
+    return plugin_manager(weighting).hook.mtlcore_weigh_tasks
+
+
 def weigh(weighting, rows, losses=None, present=None, run=None, **options):
     """The weights, or the direction, of a class with these options, or of one made before."""
     if isinstance(weighting, type):
         weighting = weighting(**options)
     run = run or tasks(len(rows))
     losses = torch.ones(len(rows)) if losses is None else torch.as_tensor(losses)
-    found = plugin_manager(weighting).hook.mtlcore_weigh_tasks(
-        run=run, losses=losses.double(), gradients=StandInGradients(rows, present)
-    )
+    gradients = StandInGradients(rows, present)
+    found = hook_of(weighting)(run=run, losses=losses.double(), gradients=gradients)
     return found.vector if isinstance(found, Direction) else found
 
 
@@ -79,3 +85,32 @@ def weights_of_run(tiny_model, folder, weighting, steps=3):
     )
     run = mtlcore.train(recipe)
     return run, [line["weights"] for line in metrics(run.folder)]
+
+
+def degenerate_jacobians():
+    """J of all kinds that leave a Gramian without an inverse, or nearly so, each with its name."""
+    rows = jacobian(5, 3)
+    yield "zero", 0 * rows
+    yield "one zero", torch.cat([0 * rows[:1], rows])
+    yield "of rank one", rows[:, :1] @ rows[:1]
+    yield "equal", rows[:1].expand(4, -1)
+    yield "twice", torch.cat([rows, rows])
+    yield "opposed", torch.cat([rows[:1], -3 * rows[:1]])
+    yield "opposed beside others", torch.cat([rows, -rows[:1]])
+    yield "nearly opposed", torch.cat([rows[:1], -rows[:1] + 1e-9 * rows[1:2]])
+    yield "more than there are elements", jacobian(8, 30, size=3)
+    yield "of norms 1 and 1e8", rows * torch.tensor([[1e8], [1.0], [1.0], [1e-8], [1.0]])
+    yield "tiny", 1e-30 * rows
+    yield "huge", 1e30 * rows
+    yield "one", rows[:1]
+    yield "rounded to float32", torch.cat([rows, 0.1 * rows]).float().double()
+
+
+def assert_degenerate_gradients_are_weighed(cls, **options):
+    """Gradients of every kind, at losses of 0, too, get finite weights."""
+    for name, rows in degenerate_jacobians():
+        for losses in (torch.ones(len(rows)), torch.zeros(len(rows))):
+            weights = weigh(cls, rows, losses, **options)
+            assert weights.dtype == torch.float64
+            assert torch.isfinite(weights).all(), name
+            assert torch.isfinite(rows.T @ weights).all(), name

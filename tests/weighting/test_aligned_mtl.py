@@ -9,6 +9,7 @@ from mtlcore_plugins.weighting.aligned_mtl import AlignedMTL
 from tests.weighting.helpers import (
     EXAMPLE,
     assert_close,
+    assert_degenerate_gradients_are_weighed,
     assert_permutes,
     assert_scopes_are_apart,
     create,
@@ -108,6 +109,10 @@ def test_unknown_options_are_refused(options):
     [name] = options
     with pytest.raises(UserError, match=rf"weighting\.{name} must be '\w+', '\w+' or '\w+'"):
         create(AlignedMTL, **options)
+
+
+def test_degenerate_gradients_are_weighed():
+    assert_degenerate_gradients_are_weighed(AlignedMTL)
 
 
 def test_it_conforms():

@@ -9,6 +9,7 @@ from mtlcore_plugins.weighting.config import ConFIG
 from tests.weighting.helpers import (
     EXAMPLE,
     assert_close,
+    assert_degenerate_gradients_are_weighed,
     assert_permutes,
     assert_scopes_are_apart,
     create,
@@ -84,6 +85,10 @@ def test_opposed_gradients_stand_still():
 def test_an_unknown_scope_is_refused():
     with pytest.raises(UserError, match=r"weighting\.scope must be 'model', 'layer' or 'factor'"):
         create(ConFIG, scope="head")
+
+
+def test_degenerate_gradients_are_weighed():
+    assert_degenerate_gradients_are_weighed(ConFIG)
 
 
 def test_it_conforms():

@@ -8,6 +8,7 @@ from mtlcore.testing import check_weighting
 from mtlcore_plugins.weighting.db_mtl import DBMTL
 from tests.weighting.helpers import (
     assert_close,
+    assert_degenerate_gradients_are_weighed,
     assert_permutes,
     assert_scopes_are_apart,
     create,
@@ -64,6 +65,10 @@ def test_a_loss_of_zero_counts_as_the_smallest():
 def test_an_unknown_scope_is_refused():
     with pytest.raises(UserError, match=r"weighting\.scope must be 'model', 'layer' or 'factor'"):
         create(DBMTL, scope="head")
+
+
+def test_degenerate_gradients_are_weighed():
+    assert_degenerate_gradients_are_weighed(DBMTL)
 
 
 def test_it_conforms():

@@ -9,6 +9,7 @@ from mtlcore_plugins.weighting.imtl_g import IMTLG
 from tests.weighting.helpers import (
     EXAMPLE,
     assert_close,
+    assert_degenerate_gradients_are_weighed,
     assert_permutes,
     assert_scopes_are_apart,
     create,
@@ -96,6 +97,17 @@ def test_opposed_gradients_stand_still():
     assert weigh(IMTLG, rows).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("rounding", [torch.float32, torch.float64])
+def test_opposed_gradients_leave_the_direction_that_is_nearest_to_fair(rounding):
+    rows = jacobian(3, 3).to(rounding).double()
+    rows = torch.cat([rows, -(0.7 * rows[:1]).to(rounding).double()])
+    units = rows / rows.norm(dim=1, keepdim=True)
+    nearest = torch.linalg.pinv(units, rtol=1e-6).sum(1)
+    update = rows.T @ weigh(IMTLG, rows)
+    assert torch.cosine_similarity(update, nearest, dim=0) == pytest.approx(1, rel=1e-6)
+    assert update.norm() > 0.1
+
+
 def test_tasks_that_are_present_keep_the_share_they_have_of_the_run():
     rows = jacobian(2, 3)
     found = weigh(IMTLG, rows, present=[0, 3], run=tasks(4))
@@ -105,6 +117,10 @@ def test_tasks_that_are_present_keep_the_share_they_have_of_the_run():
 def test_an_unknown_scope_is_refused():
     with pytest.raises(UserError, match=r"weighting\.scope must be 'model', 'layer' or 'factor'"):
         create(IMTLG, scope="head")
+
+
+def test_degenerate_gradients_are_weighed():
+    assert_degenerate_gradients_are_weighed(IMTLG)
 
 
 def test_it_conforms():
