@@ -191,6 +191,9 @@ class Weighting(Component):
     needs: Needs = "gramian"
     native_scale: ClassVar[str] = ""  # what the weights sum to, in words
     gives: Literal["weights", "direction"] = "weights"
+    # What `mtlcore.testing.check_weighting` holds it to:
+    symmetric: ClassVar[bool] = True  # tasks in another order have the same weights
+    homogeneity: float | None = None  # k, if J and l times c give weights times c^k
     scope: Scope = "model"  # whether weights are [T] for the model, or [S, T] by layer or factor
     schedule: WeightSchedule = WeightSchedule()  # set by the framework
 

@@ -17,6 +17,7 @@ from mtlcore.testing.trial import NotConformant, Trial, disturb, open_trial
 
 if TYPE_CHECKING:
     from mtlcore.components import Component, Weighting
+    from mtlcore.run import Run
 
 COLUMNS = 5  # P
 PRESENT = ([0, 1, 2], [0, 2], [1])
@@ -42,6 +43,8 @@ def check_weighting(
     * the weights are not finite, not float64 or not of shape [T'] ([S, T'] with a scope);
     * it reads more than its `needs` declares, or writes into what it reads;
     * two runs of the same seed differ while others use the generators of random, numpy and torch;
+    * tasks in another order get other weights, unless it says `symmetric = False`;
+    * it declares a `homogeneity` k, and J and losses times c do not give weights times c^k;
     * `check_stateful` finds something.
     """
     if cls.kind != "weighting":
@@ -58,6 +61,8 @@ def check_weighting(
                     f"generators, has other weights: case {difference}",
                     fix="draw from run.generator(run.step, '<a key of yours>')",
                 )
+        _check_order(trial)
+        _check_scale(trial)
     check_stateful(cls, options, recipe=recipe)
 
 
@@ -106,20 +111,14 @@ def _cases(present: Sequence[int]) -> Iterator[Case]:
 
 def _answers(trial: Trial, present: Sequence[int], *, noise: int) -> dict[str, Tensor]:
     """The weights of every case, asked for in turn in one run."""
-    run = trial.fresh()
-    run.check()
-    run.plugins.hook.mtlcore_run_start(run=run)
+    run = _begun(trial)
     answers = {}
     for step, (what, losses, J) in enumerate(_cases(present)):
         run.step = step
         disturb(noise + step)
         given, rows = losses.clone(), J.clone()
-        answer = run.plugins.hook.mtlcore_weigh_tasks(
-            run=run,
-            losses=None if run.weighting.needs == "nothing" else given,
-            gradients=_Declared(run.weighting, rows, present),
-        )
         where = f"with {what} of {len(present)} present tasks of {len(run.tasks)}"
+        answers[what] = _ask(trial, run, given, rows, present, where)
         for name, one, other in (("losses", given, losses), ("J", rows, J)):
             if difference := first_difference(one, other, name):
                 raise NotConformant(
@@ -127,8 +126,66 @@ def _answers(trial: Trial, present: Sequence[int], *, noise: int) -> dict[str, T
                     f"{where} it wrote into what it read: {difference}",
                     fix="work on a copy: every component reads the same losses and gradients",
                 )
-        answers[what] = _usable(trial.cls, run.weighting, answer, len(present), where)
     return answers
+
+
+def _begun(trial: Trial) -> Run:
+    run = trial.fresh()
+    run.check()
+    run.plugins.hook.mtlcore_run_start(run=run)
+    return run
+
+
+def _ask(
+    trial: Trial, run: Run, losses: Tensor, rows: Tensor, present: Sequence[int], where: str
+) -> Tensor:
+    answer = run.plugins.hook.mtlcore_weigh_tasks(
+        run=run,
+        losses=None if run.weighting.needs == "nothing" else losses,
+        gradients=_Declared(run.weighting, rows, present),
+    )
+    return _usable(trial.cls, run.weighting, answer, len(present), where)
+
+
+def _first_answer(trial: Trial, losses: Tensor, J: Tensor) -> tuple[Weighting, Tensor]:
+    run = _begun(trial)
+    return run.weighting, _ask(trial, run, losses, J, PRESENT[0], "in a first step")
+
+
+def _check_order(trial: Trial) -> None:
+    """The tasks the other way round have their weights the other way round."""
+    _, losses, J = next(_cases(PRESENT[0]))
+    weighting, weights = _first_answer(trial, losses, J)
+    if not weighting.symmetric:
+        return
+    _, turned = _first_answer(trial, losses.flip(0), J.flip(0))
+    expected = weights if weighting.gives == "direction" else weights.flip(-1)
+    if not torch.allclose(turned, expected, rtol=1e-6, atol=1e-9):
+        raise NotConformant(
+            trial.cls,
+            f"tasks in another order have other weights: {turned.tolist()}, not "
+            f"{expected.tolist()}",
+            fix="set symmetric = False on the class if it is to tell tasks apart, or draws an "
+            "order",
+        )
+
+
+def _check_scale(trial: Trial) -> None:
+    """All losses in other units."""
+    _, losses, J = next(_cases(PRESENT[0]))
+    weighting, weights = _first_answer(trial, losses, J)
+    if weighting.homogeneity is None:
+        return
+    power = weighting.homogeneity + (weighting.gives == "direction")
+    for scale in (2.0**-10, 2.0**10):
+        _, scaled = _first_answer(trial, scale * losses, scale * J)
+        if not torch.allclose(scaled / scale**power, weights, rtol=1e-6, atol=1e-9):
+            raise NotConformant(
+                trial.cls,
+                f"with losses and gradients times {scale:g} it gave {scaled.tolist()}, not "
+                f"{scale**power:g} times {weights.tolist()}",
+                fix="set `homogeneity` on the class to what it is, or to None",
+            )
 
 
 def _usable(
@@ -136,6 +193,14 @@ def _usable(
 ) -> Tensor:
     """The weights, or the direction, if they are what a step can use."""
     values, shapes = answer, [[present]]
+    is_direction = isinstance(answer, Direction)
+    if is_direction != (weighting.gives == "direction"):
+        gave = "a Direction" if is_direction else "weights"
+        raise NotConformant(
+            cls,
+            f"{where} it gave {gave} and declares gives = {weighting.gives!r}",
+            fix=f"set gives = {'direction' if is_direction else 'weights'!r} on the class",
+        )
     if isinstance(answer, Direction):
         values, shapes = answer.vector, [[COLUMNS]]
     elif weighting.scope != "model":

@@ -61,6 +61,7 @@ class CoBa(Weighting):
     )
     needs = "nothing"
     native_scale = "1 when all tasks of the stage are present"
+    homogeneity = 0
 
     def __init__(
         self,
@@ -112,6 +113,8 @@ class CoBa(Weighting):
 
     def mtlcore_step_end(self, run: Run) -> None:
         """Look at the eval rows with the new weights."""
+        if not self.tasks:  # a checkpoint from before it had a state
+            self.mtlcore_stage_start(run)
         if run.step % self.interval == 0:
             self.see(self._look(run))
 

@@ -42,6 +42,7 @@ class DWA(Weighting):
     )
     needs = "losses"
     native_scale = "T when all tasks are present"
+    homogeneity = 0
 
     def __init__(self, *, tau: Positive = 2.0, window: Count = 100) -> None:
         self.tau, self.window = tau, window

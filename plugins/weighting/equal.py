@@ -34,6 +34,7 @@ class Equal(Weighting):
     )
     needs = "nothing"
     native_scale = "sum 1 when all tasks are present, T'/T otherwise"
+    homogeneity = 0
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] times 1/T."""

@@ -38,6 +38,8 @@ class Fixed(Weighting):
     )
     needs = "nothing"
     native_scale = "the sum of the weights in the recipe"
+    symmetric = False
+    homogeneity = 0
 
     def __init__(self, *, weights: dict[str, NotNegative]) -> None:
         self.weights = weights

@@ -41,6 +41,7 @@ class Geometric(Weighting):
     )
     needs = "losses"
     native_scale = "geometric over harmonic mean of the losses: at least 1, all tasks present"
+    homogeneity = 0
 
     def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Warn of loss weights, which do not tell one task from another here."""

@@ -54,6 +54,8 @@ class GradientSimilarity(Weighting):
     )
     needs = "gramian"
     native_scale = "1 for the main tasks together, plus 0 to 1 for each auxiliary task"
+    symmetric = False
+    homogeneity = 0
 
     def __init__(
         self,

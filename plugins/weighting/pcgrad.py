@@ -41,6 +41,8 @@ class PCGrad(Weighting):
     )
     needs = "gramian"
     native_scale = "T' without conflicts: the sum of the (projected) task gradients"
+    symmetric = False
+    homogeneity = 0
 
     def __init__(self, *, scope: Scope = "model") -> None:
         self.scope = scope

@@ -35,6 +35,8 @@ class RLW(Weighting):
     )
     needs = "nothing"
     native_scale = "1 when all tasks are present, T'/T on average otherwise"
+    symmetric = False
+    homogeneity = 0
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] the softmax of normal draws."""

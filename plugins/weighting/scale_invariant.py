@@ -36,6 +36,7 @@ class ScaleInvariant(Weighting):
     paper = "Multi-Task Learning as a Bargaining Game (ICML 2022), https://arxiv.org/abs/2202.01017"
     needs = "losses"
     native_scale = "sum of 1 / l_t of the present tasks: larger as the losses fall"
+    homogeneity = -1
 
     def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Warn of loss weights, which cancel."""

@@ -54,6 +54,7 @@ class SelfPaced(Remembering):
     )
     needs = "losses"
     native_scale = "the tasks that count, over T: at most 1"
+    homogeneity = 0
 
     def __init__(
         self,

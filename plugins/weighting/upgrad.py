@@ -52,6 +52,7 @@ class UPGrad(Weighting):
     )
     needs = "gramian"
     native_scale = "T'/T without conflicts, more with them: the mean of projected gradients"
+    homogeneity = 0
 
     def __init__(self, *, reg_eps: NotNegative = 0.0, scope: Scope = "model") -> None:
         self.reg_eps = reg_eps

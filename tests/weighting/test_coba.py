@@ -9,7 +9,7 @@ from mtlcore.errors import UserError
 from mtlcore.testing import StandInGradients
 from mtlcore_plugins.weighting.coba import CoBa, coba_weights, slopes
 from tests.recipes import metrics, training_part, write_tiny_recipe
-from tests.weighting.helpers import made, tasks
+from tests.weighting.helpers import create, tasks
 
 
 def weigh(weighting, run, present=None):
@@ -176,5 +176,5 @@ def test_a_task_without_eval_rows_is_refused(tiny_model, tmp_path):
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(UserError) as caught:
-        made(CoBa, options)
+        create(CoBa, **options)
     assert message in str(caught.value)

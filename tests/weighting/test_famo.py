@@ -8,7 +8,7 @@ from mtlcore.errors import UserError
 from mtlcore_plugins.weighting.famo import FAMO
 from tests.recipes import training_part, write_tiny_recipe
 from tests.test_distributed import assert_equal, train_both
-from tests.weighting.helpers import made, random_losses, slopes, tasks, trained, weigh
+from tests.weighting.helpers import create, random_losses, slopes, tasks, trained, weigh_by
 
 
 def again(losses):
@@ -30,7 +30,7 @@ def test_weights_and_logits_equal_torchjds(count, scale):
         losses = random_losses(count, scale, step)
         after = random_losses(count, 0.9 * scale, 100 + step)
         expected = slopes(oracle, losses)
-        torch.testing.assert_close(weigh(weighting, run, losses), expected, rtol=1e-10, atol=0)
+        torch.testing.assert_close(weigh_by(weighting, run, losses), expected, rtol=1e-10, atol=0)
         oracle.update(torch.tensor(after, dtype=torch.float64))
         weighting.mtlcore_after_update(run, again(after))
         torch.testing.assert_close(weighting.state[0], oracle._w.detach(), rtol=1e-9, atol=1e-12)
@@ -39,7 +39,7 @@ def test_weights_and_logits_equal_torchjds(count, scale):
 def test_the_task_whose_loss_falls_least_gains_weight():
     weighting, run = FAMO(learning_rate=0.1), tasks(2)
     for _ in range(10):
-        weights = weigh(weighting, run, [1.0, 1.0])
+        weights = weigh_by(weighting, run, [1.0, 1.0])
         weighting.mtlcore_after_update(run, again([0.5, 0.99]))
     assert weights[1] > 1.5 * weights[0]
     assert weights.sum() == pytest.approx(1)
@@ -52,7 +52,7 @@ def test_a_loss_weight_cancels_out_but_for_a_common_factor():
         factor = torch.tensor(factors, dtype=torch.float64)
         for step in range(5):
             losses = torch.tensor(random_losses(3, 1.0, step), dtype=torch.float64) * factor
-            in_the_step = weigh(weighting, run, losses.tolist()) * factor
+            in_the_step = weigh_by(weighting, run, losses.tolist()) * factor
             found.append(in_the_step / in_the_step.sum())
             after = torch.tensor(random_losses(3, 0.9, 50 + step), dtype=torch.float64)
             weighting.mtlcore_after_update(run, again((after * factor).tolist()))
@@ -62,10 +62,10 @@ def test_a_loss_weight_cancels_out_but_for_a_common_factor():
 
 def test_an_absent_task_keeps_its_logit_and_the_others_share_all():
     weighting, run = FAMO(), tasks(3)
-    weigh(weighting, run, [1.0, 2.0, 3.0])
+    weigh_by(weighting, run, [1.0, 2.0, 3.0])
     weighting.mtlcore_after_update(run, again([0.9, 1.9, 2.0]))
     before = weighting.state.clone()
-    weights = weigh(weighting, run, [1.0, 2.0], present=[0, 2])
+    weights = weigh_by(weighting, run, [1.0, 2.0], present=[0, 2])
     assert weights.sum() == pytest.approx(1)
     weighting.mtlcore_after_update(run, again([0.8, 1.0]))
     assert torch.equal(weighting.state[:, 1], before[:, 1])
@@ -79,7 +79,7 @@ def test_a_step_in_which_it_was_not_asked_costs_no_pass_and_teaches_nothing():
         raise AssertionError("a forward pass for nothing")
 
     weighting.mtlcore_after_update(run, never)
-    weigh(weighting, run, [1.0, 2.0])
+    weigh_by(weighting, run, [1.0, 2.0])
     weighting.mtlcore_after_update(run, again([torch.inf, 1.0]))
     assert weighting.state[0].tolist() == [0, 0]
 
@@ -88,7 +88,7 @@ def test_a_step_in_which_it_was_not_asked_costs_no_pass_and_teaches_nothing():
 def test_weights_stay_finite_and_sum_to_one(losses):
     weighting, run = FAMO(learning_rate=1.0), tasks(2)
     for _ in range(50):
-        weights = weigh(weighting, run, losses)
+        weights = weigh_by(weighting, run, losses)
         assert torch.isfinite(weights).all()
         assert weights.sum() == pytest.approx(1)
         weighting.mtlcore_after_update(run, again(losses[::-1]))
@@ -176,5 +176,5 @@ def test_a_run_differs_from_equal_weights(tiny_model, tmp_path):
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(UserError) as caught:
-        made(FAMO, options)
+        create(FAMO, **options)
     assert message in str(caught.value)

@@ -7,7 +7,14 @@ import torch
 
 from mtlcore.errors import UserError
 from mtlcore_plugins.weighting.focal import Focal
-from tests.weighting.helpers import made, random_losses, tasks, trained, weigh, weighted_losses
+from tests.weighting.helpers import (
+    create,
+    random_losses,
+    tasks,
+    trained,
+    weigh_by,
+    weighted_losses,
+)
 
 
 def expected(well, gamma):
@@ -25,26 +32,26 @@ def test_weights_are_the_focal_loss_of_the_running_mean(count, gamma, smoothing)
         if well is None:
             well = now
         well = [smoothing * k + (1 - smoothing) * n for k, n in zip(well, now, strict=True)]
-        found = weigh(weighting, run, losses).tolist()
+        found = weigh_by(weighting, run, losses).tolist()
         assert found == pytest.approx(expected(well, gamma), rel=1e-12)
 
 
 def test_without_focus_and_memory_the_weight_is_the_loss():
     losses = random_losses(5, 1.0, 0)
-    found = weigh(Focal(gamma=0.0, smoothing=0.0), tasks(5), losses)
+    found = weigh_by(Focal(gamma=0.0, smoothing=0.0), tasks(5), losses)
     assert found.tolist() == pytest.approx(losses, rel=1e-12)
 
 
 def test_a_larger_gamma_leaves_less_to_the_tasks_that_are_done():
     shares = []
     for gamma in (0.0, 1.0, 2.0, 5.0):
-        easy, hard = weigh(Focal(gamma=gamma), tasks(2), [0.1, 3.0]).tolist()
+        easy, hard = weigh_by(Focal(gamma=gamma), tasks(2), [0.1, 3.0]).tolist()
         shares.append(easy / hard)
     assert shares == sorted(shares, reverse=True)
 
 
 def test_tiny_losses_keep_their_digits_and_huge_ones_have_an_end():
-    found = weigh(Focal(), tasks(4), [0.0, 1e-30, 23.0, 1e30]).tolist()
+    found = weigh_by(Focal(), tasks(4), [0.0, 1e-30, 23.0, 1e30]).tolist()
     assert found[0] == 0
     assert found[1] == pytest.approx(1e-90)
     assert found[2] == pytest.approx(23.0, rel=1e-6)
@@ -53,8 +60,8 @@ def test_tiny_losses_keep_their_digits_and_huge_ones_have_an_end():
 
 def test_an_absent_task_keeps_its_mean_and_a_new_one_starts_with_its_loss():
     weighting, run = Focal(smoothing=0.5), tasks(3)
-    weigh(weighting, run, [1.0, 2.0], present=[0, 1])
-    weighed = weigh(weighting, run, [3.0, 4.0], present=[0, 2])
+    weigh_by(weighting, run, [1.0, 2.0], present=[0, 1])
+    weighed = weigh_by(weighting, run, [3.0, 4.0], present=[0, 2])
     well = [(math.exp(-1.0) + math.exp(-3.0)) / 2, math.exp(-4.0)]
     assert weighed.tolist() == pytest.approx(expected(well, 2.0))
     assert weighting.state[0, 1] == -math.expm1(-2.0)
@@ -64,8 +71,8 @@ def test_permuted_tasks_have_permuted_weights():
     one, other, run, new = Focal(), Focal(), tasks(5), [3, 0, 4, 2, 1]
     for step in range(3):
         losses = random_losses(5, 1.0, step)
-        found = weigh(other, run, [losses[k] for k in new])
-        assert torch.equal(found, weigh(one, run, losses)[new])
+        found = weigh_by(other, run, [losses[k] for k in new])
+        assert torch.equal(found, weigh_by(one, run, losses)[new])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,7 @@ def test_permuted_tasks_have_permuted_weights():
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        made(Focal, options)
+        create(Focal, **options)
 
 
 def test_a_run_gives_hard_tasks_more_weight(tiny_model, tmp_path):

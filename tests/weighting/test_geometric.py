@@ -11,7 +11,7 @@ from tests.weighting.helpers import (
     slopes,
     tasks,
     trained,
-    weigh,
+    weigh_by,
     weighted_losses,
 )
 
@@ -21,27 +21,27 @@ from tests.weighting.helpers import (
 def test_weights_equal_torchjd(count, scale):
     oracle = pytest.importorskip("torchjd.scalarization").GeometricMean()
     losses = random_losses(count, scale, count)
-    weights = weigh(Geometric(), tasks(count), losses)
+    weights = weigh_by(Geometric(), tasks(count), losses)
     torch.testing.assert_close(weights, slopes(oracle, losses), rtol=1e-12, atol=0)
 
 
 def test_the_direction_is_that_of_scale_invariant_at_the_length_of_a_mean():
     losses, run = random_losses(5, 1.0, 0), tasks(5)
-    ratio = weigh(Geometric(), run, losses) / weigh(ScaleInvariant(), run, losses)
+    ratio = weigh_by(Geometric(), run, losses) / weigh_by(ScaleInvariant(), run, losses)
     torch.testing.assert_close(ratio, ratio[:1].expand(5), rtol=1e-12, atol=0)
-    assert weigh(Geometric(), run, [3.0] * 5).tolist() == pytest.approx([0.2] * 5, rel=1e-12)
+    assert weigh_by(Geometric(), run, [3.0] * 5).tolist() == pytest.approx([0.2] * 5, rel=1e-12)
 
 
 def test_a_loss_of_zero_is_left_out():
-    assert weigh(Geometric(), tasks(3), [0.0, 4.0, 1.0]).tolist() == pytest.approx(
+    assert weigh_by(Geometric(), tasks(3), [0.0, 4.0, 1.0]).tolist() == pytest.approx(
         [0, 1 / 6, 2 / 3]
     )
-    assert weigh(Geometric(), tasks(2), [0.0, 0.0]).tolist() == [0.0, 0.0]
-    assert torch.isfinite(weigh(Geometric(), tasks(2), [1e-30, 1e30])).all()
+    assert weigh_by(Geometric(), tasks(2), [0.0, 0.0]).tolist() == [0.0, 0.0]
+    assert torch.isfinite(weigh_by(Geometric(), tasks(2), [1e-30, 1e30])).all()
 
 
 def test_the_mean_is_over_the_present_tasks_and_the_share_that_of_the_run():
-    weights = weigh(Geometric(), tasks(4), [4.0, 1.0], present=[1, 3])
+    weights = weigh_by(Geometric(), tasks(4), [4.0, 1.0], present=[1, 3])
     assert weights.tolist() == pytest.approx([1 / 8, 1 / 2])
 
 

@@ -9,7 +9,7 @@ from tests.weighting.helpers import (
     random_losses,
     tasks,
     trained,
-    weigh,
+    weigh_by,
     weighted_losses,
 )
 
@@ -20,24 +20,27 @@ def test_weights_are_the_gradient_of_the_sum_of_the_log_losses(count, scale):
     losses = random_losses(count, scale, count)
     leaf = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
     leaf.log().sum().backward()
-    weights = weigh(ScaleInvariant(), tasks(count), losses)
+    weights = weigh_by(ScaleInvariant(), tasks(count), losses)
     torch.testing.assert_close(weights, leaf.grad, rtol=1e-12, atol=0)
 
 
 def test_the_scale_of_a_loss_cancels():
-    one = weigh(ScaleInvariant(), tasks(2), [2.0, 3.0])
-    other = weigh(ScaleInvariant(), tasks(2), [2e10, 3.0])
+    one = weigh_by(ScaleInvariant(), tasks(2), [2.0, 3.0])
+    other = weigh_by(ScaleInvariant(), tasks(2), [2e10, 3.0])
     assert (other * torch.tensor([1e10, 1.0])).tolist() == pytest.approx(one.tolist())
 
 
 def test_a_loss_of_zero_has_the_weight_zero_and_the_others_theirs():
-    assert weigh(ScaleInvariant(), tasks(3), [0.0, 4.0, 0.5]).tolist() == [0.0, 0.25, 2.0]
-    assert weigh(ScaleInvariant(), tasks(2), [0.0, 0.0]).tolist() == [0.0, 0.0]
-    assert torch.isfinite(weigh(ScaleInvariant(), tasks(2), [5e-324, 1.0])).all()
+    assert weigh_by(ScaleInvariant(), tasks(3), [0.0, 4.0, 0.5]).tolist() == [0.0, 0.25, 2.0]
+    assert weigh_by(ScaleInvariant(), tasks(2), [0.0, 0.0]).tolist() == [0.0, 0.0]
+    assert torch.isfinite(weigh_by(ScaleInvariant(), tasks(2), [5e-324, 1.0])).all()
 
 
 def test_an_absent_task_changes_nothing():
-    assert weigh(ScaleInvariant(), tasks(3), [4.0, 0.5], present=[0, 2]).tolist() == [0.25, 2.0]
+    assert weigh_by(ScaleInvariant(), tasks(3), [4.0, 0.5], present=[0, 2]).tolist() == [
+        0.25,
+        2.0,
+    ]
 
 
 def test_loss_weights_that_differ_are_a_warning():

@@ -5,7 +5,7 @@ import torch
 
 from mtlcore.errors import UserError
 from mtlcore_plugins.weighting.self_paced import SelfPaced
-from tests.weighting.helpers import made, random_losses, tasks, trained, weigh
+from tests.weighting.helpers import create, random_losses, tasks, trained, weigh_by
 
 LOSSES = [8.0, 1.0, 2.0, 4.0]
 
@@ -14,7 +14,7 @@ def paced(steps, losses=LOSSES, **options):
     """The weights of each step, times T; the losses stay as they are."""
     weighting, run, found = SelfPaced(**options), tasks(len(losses)), []
     for run.step in range(steps):
-        found.append((weigh(weighting, run, losses) * len(losses)).tolist())
+        found.append((weigh_by(weighting, run, losses) * len(losses)).tolist())
     return found
 
 
@@ -54,23 +54,23 @@ def test_linear_weights_grow_towards_one():
 
 def test_a_task_comes_in_once_its_own_loss_has_fallen():
     weighting, run = SelfPaced(smoothing=0.5), tasks(2)
-    counts = [bool(weigh(weighting, run, [1.0, hard])[1]) for hard in (3.0, 1.0, 1.0, 1.0)]
+    counts = [bool(weigh_by(weighting, run, [1.0, hard])[1]) for hard in (3.0, 1.0, 1.0, 1.0)]
     assert counts == [False, False, False, True]  # means 3, 2, 1.5, 1.25 against c = 1.3
 
 
 def test_an_absent_task_keeps_its_mean():
     weighting, run = SelfPaced(), tasks(3)
-    weigh(weighting, run, [1.0, 2.0, 9.0])
-    weigh(weighting, run, [5.0, 5.0], present=[0, 2])
+    weigh_by(weighting, run, [1.0, 2.0, 9.0])
+    weigh_by(weighting, run, [5.0, 5.0], present=[0, 2])
     assert weighting.state[0].tolist() == pytest.approx([1.4, 2.0, 8.6])
-    assert weigh(weighting, run, [9.0], present=[2]).tolist() == [0.0]
+    assert weigh_by(weighting, run, [9.0], present=[2]).tolist() == [0.0]
 
 
 def test_where_only_hard_tasks_are_trained_the_easiest_of_them_counts():
     weighting, run = SelfPaced(), tasks(3)
-    weigh(weighting, run, [1.0], present=[0])
+    weigh_by(weighting, run, [1.0], present=[0])
     run.is_active = lambda task: task.index > 0  # another stage
-    assert weigh(weighting, run, [9.0, 90.0], present=[1, 2]).tolist() == [1 / 3, 0.0]
+    assert weigh_by(weighting, run, [9.0, 90.0], present=[1, 2]).tolist() == [1 / 3, 0.0]
 
 
 @pytest.mark.parametrize("rule", ["hard", "linear"])
@@ -78,24 +78,24 @@ def test_losses_of_zero_count_and_keep_no_other_task_out(rule):
     assert paced(1, [0.0, 0.0], rule=rule) == [[1, 1]]
     assert all(weight > 0 for weight in paced(1, [0.0, 1.0], rule=rule)[0])
     weighting, run = SelfPaced(rule=rule), tasks(2)
-    weigh(weighting, run, [0.0, 0.0])
-    assert (weigh(weighting, run, [0.0, 5.0]) > 0).all()
+    weigh_by(weighting, run, [0.0, 0.0])
+    assert (weigh_by(weighting, run, [0.0, 5.0]) > 0).all()
 
 
 def test_after_very_many_steps_every_task_counts():
     weighting, run = SelfPaced(window=1), tasks(2)
-    weigh(weighting, run, [1.0, 1e30])
+    weigh_by(weighting, run, [1.0, 1e30])
     run.step = 10**9
-    assert weigh(weighting, run, [1.0, 1e30]).tolist() == [0.5, 0.5]
+    assert weigh_by(weighting, run, [1.0, 1e30]).tolist() == [0.5, 0.5]
 
 
 def test_a_resumed_weighting_goes_on_alike():
     first, run = SelfPaced(rule="linear", window=1), tasks(2)
-    weigh(first, run, [1.0, 2.0])
+    weigh_by(first, run, [1.0, 2.0])
     second = SelfPaced(rule="linear", window=1)
     second.load_state_dict(first.state_dict())
     for run.step in (1, 2):
-        assert torch.equal(weigh(first, run, [3.0, 2.0]), weigh(second, run, [3.0, 2.0]))
+        assert torch.equal(weigh_by(first, run, [3.0, 2.0]), weigh_by(second, run, [3.0, 2.0]))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_resumed_weighting_goes_on_alike():
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UserError, match=rf"weighting\.{next(iter(options))} must be"):
-        made(SelfPaced, options)
+        create(SelfPaced, **options)
 
 
 def test_a_run_lets_its_tasks_in_one_after_the_other(tiny_model, tmp_path):

@@ -1,0 +1,60 @@
+"""Weights that a method keeps and multiplies by factors, step by step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtlcore.components import Weighting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+
+class LearnedShares(Weighting):
+    """A share for each task of the run, with sum 1, kept as logarithms: none is ever lost to 0."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+
+    def start(self, tasks: int) -> None:
+        """Equal shares, before the first step."""
+        if not self.state:
+            self.state["log_shares"] = torch.full((tasks,), 1 / tasks, dtype=torch.float64).log()
+
+    def shares(self, tasks: Tensor) -> Tensor:
+        """[T'] the shares of these tasks."""
+        return self.state["log_shares"][tasks].exp()
+
+    def multiply(self, tasks: Tensor, log_factors: Tensor) -> None:
+        """Change the shares of these tasks [T']; their sum, and all other shares, stay."""
+        logs = self.state["log_shares"]
+        old = logs[tasks]
+        logs[tasks] = torch.log_softmax(old + log_factors, dim=0) + torch.logsumexp(old, dim=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The logarithms of the shares [T] and what else is kept, once a step was taken."""
+        return {name: value.to("cpu", copy=True) for name, value in self.state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.state = {name: value.clone() for name, value in state.items()}
+
+
+class Baselines(LearnedShares):
+    """Shares that move by values relative to the first ones of each task."""
+
+    def start(self, tasks: int) -> None:
+        """Equal shares and no first values, before the first step."""
+        super().start(tasks)
+        self.state.setdefault("first", torch.full((tasks,), torch.nan, dtype=torch.float64))
+
+    def first(self, tasks: Tensor, values: Tensor) -> Tensor:
+        """[T'] the first value above 0 of each task, these included; NaN if there was none."""
+        known = self.state["first"][tasks]
+        known = torch.where(known.isnan() & (values > 0), values, known)
+        self.state["first"][tasks] = known
+        return known

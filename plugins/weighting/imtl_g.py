@@ -1,0 +1,63 @@
+"""The update that moves every task equally far along its own gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mtlcore.components import Scope, Weighting
+from mtlcore_plugins.weighting._units import fair_direction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtlcore.gradients import Gradients
+    from mtlcore.run import Run
+
+# Weights whose sum is this small a part of their sizes have none: the rest is rounding.
+NO_SUM = 1e-12
+
+
+class IMTLG(Weighting):
+    """Weigh tasks so that the update has the same projection on every gradient (IMTL-G).
+
+    Towards Impartial Multi-task Learning (ICLR 2021),
+    https://openreview.net/forum?id=IMPnRXEWpvr
+
+        w = a / sum a,    a = D^-1 C⁺ 1,    C = D^-1 G D^-1,  D = diag(|g_i|)
+
+    So <Jᵀ w, g_i> / |g_i| is the same for every i. For independent gradients it is the closed form
+    of LibMTL, and TorchJD's G⁺ d. Dependent ones are solved in units of the norms here, so that a
+    small gradient counts like a large one; TorchJD's differs from it where no equal projections
+    exist. Weights may be negative, and are large where a is nearly balanced around 0.
+
+    A zero gradient has the weight 0. Opposed gradients, which admit no equal projections, and
+    others with sum a = 0, all have the weight 0, as in TorchJD: the step stands still.
+
+    scope: where projections are made equal: in all shared weights ("model", the paper's), or in
+        each layer or LoRA factor by itself.
+    Shapes: G [T', T'] or [S, T', T'], weights [T'] or [S, T'].
+    Native scale: a weighted mean: the sum is T'/T, T all tasks of the run. `loss_weight` of a task
+        has no effect on the update but by this sum.
+    """
+
+    name = "imtl_g"
+    paper = (
+        "Towards Impartial Multi-task Learning (ICLR 2021), "
+        "https://openreview.net/forum?id=IMPnRXEWpvr"
+    )
+    needs = "gramian"
+    native_scale = "sum 1 when all tasks are present, T'/T otherwise"
+    homogeneity = 0
+
+    def __init__(self, *, scope: Scope = "model") -> None:
+        self.scope = scope
+
+    def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
+        """[T'] or [S, T']: a, brought to the sum T'/T."""
+        weights = fair_direction(gradients.gramian(self.scope))
+        total = weights.sum(dim=-1, keepdim=True)
+        summable = total.abs() > NO_SUM * weights.abs().sum(dim=-1, keepdim=True)
+        share = len(gradients.present) / len(run.tasks)
+        return torch.where(summable, share * weights / total.where(summable, 1), 0)
