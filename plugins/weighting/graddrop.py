@@ -26,12 +26,12 @@ class GradDrop(Weighting):
 
     p is the positive share of the sum of |g|. As in TorchJD the gradients are those of the shared
     weights; the paper and LibMTL drop gradients of a layer's outputs. The draws are anew each step
-    from the run's seed. Elements that are 0 for all tasks stay 0; without conflicts, and for one
-    task alone, the update is the sum.
+    from the run's seed, on the CPU, so that all devices have the same. Elements that are 0 for all
+    tasks stay 0; without conflicts, and for one task alone, the update is the sum.
 
-    leak: share of the dropped gradients that passes, for all tasks alike; 0 as in the paper. 1 is
-        the sum of all gradients.
-    Shapes: J [T', P], update [P]: it has no task weights. It takes four times P of memory beside a
+    leak: share of the dropped gradients that passes, for all tasks alike as in LibMTL; 0, as there
+        and in TorchJD. 1 is the sum of all gradients.
+    Shapes: J [T', P], update [P]: it has no task weights. It takes six times P of memory beside a
         copy of J.
     Native scale: that of the sum of the gradients.
     """
