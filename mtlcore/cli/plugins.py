@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mtlcore.errors import UserError, counted, did_you_mean
 from mtlcore.plugin_cache import Description, build_description, describe_plugins
@@ -22,7 +23,7 @@ def list_plugins(
     kind: Annotated[str, typer.Option(help="Only components of this kind.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List every component that a recipe can name."""
+    """List every component that a recipe can name, with its paper."""
     found = describe_plugins()
     rows = found["components"]
     if kind:
@@ -36,7 +37,10 @@ def list_plugins(
     table = Table("kind", "name", "summary", "from")
     for row in rows:
         origin = f"{row['distribution']} {row['version']}"
-        table.add_row(row["kind"], row["name"], row["summary"], origin)
+        summary = Text(row["summary"])
+        if row["paper"]:
+            summary.append(f"\n{row['paper']}", style="dim")
+        table.add_row(row["kind"], row["name"], summary, origin)
     Console().print(table)
     for problem in _problems(found):
         typer.echo(f"warning: {problem}; see `mtlcore plugins doctor`", err=True)

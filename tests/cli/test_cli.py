@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -201,6 +202,21 @@ def test_a_component_of_a_disabled_plugin_is_refused_and_the_flag_is_named(
         f"{version_of('mtlcore')}\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_every_weighting_is_listed_with_one_line_and_its_paper(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = json.loads(cli("plugins", "list", "--kind", "weighting", "--json")[1])
+    monkeypatch.setenv("COLUMNS", "300")
+    code, out, _ = cli("plugins", "list", "--kind", "weighting")
+    assert code == 0
+    assert len(rows) > 20
+    for row in rows:
+        assert row["name"] in out
+        assert row["summary"] in out
+        assert row["paper"]
+        assert row["paper"] in out
 
 
 def test_a_disabled_plugin_is_missing_from_the_cached_list(
