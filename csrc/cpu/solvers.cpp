@@ -39,10 +39,15 @@ struct Matrix {  // square
     Vec values;
 };
 
+// Four sums side by side: one would wait for itself at each addition.
 double dot(const double* a, const double* b, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-    return sum;
+    double sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        for (int k = 0; k < 4; ++k) sums[k] += a[i + k] * b[i + k];
+    }
+    for (; i < n; ++i) sums[0] += a[i] * b[i];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 double dot(const Vec& a, const Vec& b) {
@@ -168,6 +173,20 @@ public:
         append(start);
     }
 
+    // A first guess from x = 0: all coordinates whose slope points down are free, less those that
+    // would turn negative.
+    void guess(const Vec& c) {
+        for (int64_t i = 0; i < n; ++i) {
+            if (c[i] < -kSlope) append(i);
+        }
+        for (bool fits = false; !fits;) {
+            const Vec target = minimum_over_free(c).first;
+            const std::size_t before = free.size();
+            keep_free([&](std::size_t k) { return target[k] > 0; });
+            fits = free.size() == before;
+        }
+    }
+
     void minimize(const Vec& c) {
         std::vector<char> refused(n, 0);  // freed to no effect: rounding, not a slope
         int64_t newest = -1;
@@ -279,15 +298,20 @@ private:
             for (std::size_t k = 0; k < free.size(); ++k) x[free[k]] = target[k];
             return true;
         }
+        for (std::size_t k = 0; k < free.size(); ++k) {
+            double& value = x[free[k]];
+            value = k == first ? 0 : std::max(value + step * (target[k] - value), 0.0);
+        }
+        keep_free([&](std::size_t k) { return x[free[k]] > 0; });
+        return false;
+    }
+
+    template <class Keeps>
+    void keep_free(Keeps keeps) {
         std::vector<int64_t> left;
         std::size_t same = 0;  // so many rows of L stay
         for (std::size_t k = 0; k < free.size(); ++k) {
-            double& value = x[free[k]];
-            value += step * (target[k] - value);
-            if (k == first || !(value > 0)) {
-                value = 0;
-                continue;
-            }
+            if (!keeps(k)) continue;
             if (left.size() == k) same = k + 1;
             left.push_back(free[k]);
         }
@@ -295,7 +319,6 @@ private:
         for (std::size_t k = same; k < free.size(); ++k) {
             set_row(static_cast<int64_t>(k), free[k]);
         }
-        return false;
     }
 
     void set_slopes(const Vec& c, double pull) {
@@ -371,6 +394,7 @@ double cone_one(const Units& units, int64_t T, const double* u, double* v) {
     Vec c(units.size());
     multiply(units.cosines, bound, c);
     ActiveSet set(units.cosines, {});
+    set.guess(c);
     set.minimize(c);
     for (int64_t i = 0; i < units.size(); ++i) {
         v[units.tasks[i]] += set.x[i] * top / units.norms[i];
