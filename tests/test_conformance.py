@@ -29,6 +29,7 @@ RECIPES = {"gradient_similarity": ["tasks.spelling.role=auxiliary"]}
 VARIANTS: list[tuple[str, str, Mapping[str, Any]]] = [
     ("weighting", "pcgrad", {"scope": "layer"}),
     ("weighting", "upgrad", {"scope": "factor"}),
+    ("weighting", "gradvac", {"scope": "layer"}),
     ("weighting", "gradient_similarity", {"rule": "weighted", "smoothing": 0.5}),
     ("rows", "curriculum", {"difficulty": "loss", "start": 0.2}),
     ("rows", "stratified", {"by": "cluster", "clusters": 3, "emphasis": 0.5}),
