@@ -460,6 +460,79 @@ void lora_grads(const TensorView& z, const TensorView& x, const TensorView& segm
     });
 }
 
+// Small problems of the CPU, on Gramians G [count, T, T] float64.
+void check_square(const TensorView& G) {
+    check_rank(G, "G", 3);
+    check_packed(G, "G", Dtype::kFloat64, {G.shape[0], G.shape[1], G.shape[1]});
+    if (!G.on_cpu()) throw std::invalid_argument("G must be on the CPU");
+}
+
+void check_order(const TensorView& order, const TensorView& G) {
+    const int64_t T = G.shape[1];
+    check_packed(order, "order", Dtype::kInt64, {T, std::max<int64_t>(T - 1, 0)}, G);
+    for (int64_t k = 0; k < T * (T - 1); ++k) {
+        const int64_t task = order.ptr<int64_t>()[k];
+        if (task < 0 || task >= T) {
+            throw std::invalid_argument("order must hold tasks 0 to " + std::to_string(T - 1) +
+                                        ", found " + std::to_string(task));
+        }
+    }
+}
+
+void simplex_minimum(const TensorView& G, const TensorView& w, const TensorView& gaps) {
+    check_square(G);
+    check_packed(w, "w", Dtype::kFloat64, {G.shape[0], G.shape[1]}, G);
+    check_packed(gaps, "gaps", Dtype::kFloat64, {G.shape[0]}, G);
+    const py::gil_scoped_release release;
+    cpu::simplex_minimum(G.ptr<double>(), G.shape[0], G.shape[1], w.ptr<double>(),
+                         gaps.ptr<double>());
+}
+
+void cone_minimum(const TensorView& G, const TensorView& U, const TensorView& V,
+                  const TensorView& gaps) {
+    check_square(G);
+    check_rank(U, "U", 3);
+    check_packed(U, "U", Dtype::kFloat64, {G.shape[0], U.shape[1], G.shape[1]}, G);
+    check_packed(V, "V", Dtype::kFloat64, {G.shape[0], U.shape[1], G.shape[1]}, G);
+    check_packed(gaps, "gaps", Dtype::kFloat64, {G.shape[0]}, G);
+    const py::gil_scoped_release release;
+    cpu::cone_minimum(G.ptr<double>(), U.ptr<double>(), G.shape[0], G.shape[1], U.shape[1],
+                      V.ptr<double>(), gaps.ptr<double>());
+}
+
+template <auto solver>
+void with_number(const TensorView& G, double number, const TensorView& out,
+                 const TensorView& gaps) {
+    check_square(G);
+    check_packed(out, "out", Dtype::kFloat64, {G.shape[0], G.shape[1]}, G);
+    check_packed(gaps, "gaps", Dtype::kFloat64, {G.shape[0]}, G);
+    const py::gil_scoped_release release;
+    solver(G.ptr<double>(), G.shape[0], G.shape[1], number, out.ptr<double>(), gaps.ptr<double>());
+}
+
+void pcgrad(const TensorView& G, const TensorView& order, const TensorView& weights) {
+    check_square(G);
+    check_order(order, G);
+    check_packed(weights, "weights", Dtype::kFloat64, {G.shape[0], G.shape[1]}, G);
+    const py::gil_scoped_release release;
+    cpu::pcgrad(G.ptr<double>(), G.shape[0], G.shape[1], order.ptr<int64_t>(),
+                weights.ptr<double>());
+}
+
+void gradvac(const TensorView& G, const TensorView& targets, const TensorView& order, double beta,
+             const TensorView& weights, const TensorView& new_targets) {
+    check_square(G);
+    check_order(order, G);
+    const int64_t count = G.shape[0];
+    const int64_t T = G.shape[1];
+    check_packed(targets, "targets", Dtype::kFloat64, {count, T, T}, G);
+    check_packed(weights, "weights", Dtype::kFloat64, {count, T}, G);
+    check_packed(new_targets, "new_targets", Dtype::kFloat64, {count, T, T}, G);
+    const py::gil_scoped_release release;
+    cpu::gradvac(G.ptr<double>(), targets.ptr<double>(), count, T, order.ptr<int64_t>(), beta,
+                 weights.ptr<double>(), new_targets.ptr<double>());
+}
+
 }  // namespace
 }  // namespace mtlcore
 
@@ -499,4 +572,15 @@ PYBIND11_MODULE(_core, m) {
           py::arg("rows"), py::arg("scales"), py::arg("shares"), py::arg("keys"),
           py::arg("positions"), py::arg("layer"), py::arg("offsets"), py::arg("weights"),
           py::arg("memory"), py::arg("threads"));
+    m.def("simplex_minimum", &mtlcore::simplex_minimum, py::arg("G"), py::arg("w"),
+          py::arg("gaps"));
+    m.def("cone_minimum", &mtlcore::cone_minimum, py::arg("G"), py::arg("U"), py::arg("V"),
+          py::arg("gaps"));
+    m.def("cagrad_minimum", &mtlcore::with_number<mtlcore::cpu::cagrad_minimum>, py::arg("G"),
+          py::arg("c"), py::arg("w"), py::arg("gaps"));
+    m.def("balance", &mtlcore::with_number<mtlcore::cpu::balance>, py::arg("G"),
+          py::arg("exponent"), py::arg("a"), py::arg("gaps"));
+    m.def("pcgrad", &mtlcore::pcgrad, py::arg("G"), py::arg("order"), py::arg("weights"));
+    m.def("gradvac", &mtlcore::gradvac, py::arg("G"), py::arg("targets"), py::arg("order"),
+          py::arg("beta"), py::arg("weights"), py::arg("new_targets"));
 }

@@ -26,6 +26,17 @@ template <class X, class Scalar>
 void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
               const std::vector<LoraGrads<X, Scalar>>& grads, int threads);
 
+// Problems on `count` Gramians G [count, T, T]; `gaps` [count] tells how far each is from solved.
+// `order` [T, T - 1] is that of all problems.
+void simplex_minimum(const double* G, int64_t count, int64_t T, double* w, double* gaps);
+void cone_minimum(const double* G, const double* U, int64_t count, int64_t T, int64_t rows,
+                  double* V, double* gaps);
+void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double* w, double* gaps);
+void balance(const double* G, int64_t count, int64_t T, double exponent, double* a, double* gaps);
+void pcgrad(const double* G, int64_t count, int64_t T, const int64_t* order, double* weights);
+void gradvac(const double* G, const double* targets, int64_t count, int64_t T, const int64_t* order,
+             double beta, double* weights, double* new_targets);
+
 }  // namespace mtlcore::cpu
 
 namespace mtlcore::cuda {

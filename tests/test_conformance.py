@@ -33,6 +33,7 @@ VARIANTS: list[tuple[str, str, Mapping[str, Any]]] = [
     ("weighting", "upgrad", {"scope": "factor"}),
     ("weighting", "aligned_mtl", {"scale": "median", "scope": "layer"}),
     ("weighting", "coba", {"window": 3, "first_looks": 2}),
+    ("weighting", "gradvac", {"scope": "layer"}),
     ("weighting", "gradient_similarity", {"rule": "weighted", "smoothing": 0.5}),
     ("weighting", "self_paced", {"rule": "linear", "window": 1}),
     ("rows", "curriculum", {"difficulty": "loss", "start": 0.2}),

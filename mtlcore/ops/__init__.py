@@ -12,6 +12,15 @@ from mtlcore.ops.lora import (
     lora_forward,
     lora_shrink,
 )
+from mtlcore.ops.solvers import (
+    SolverError,
+    balance,
+    cagrad_minimum,
+    cone_minimum,
+    gradvac,
+    pcgrad,
+    simplex_minimum,
+)
 from mtlcore.ops.task_cross_entropy import sum_by_task, task_cross_entropy
 
 __all__ = [
@@ -20,17 +29,24 @@ __all__ = [
     "OpStatus",
     "Places",
     "Slots",
+    "SolverError",
     "active_backend",
+    "balance",
+    "cagrad_minimum",
     "combine",
     "combine_by_slice",
+    "cone_minimum",
     "cross_gramian",
+    "gradvac",
     "gramian",
     "gramian_by_slice",
     "lora_backward",
     "lora_expand",
     "lora_forward",
     "lora_shrink",
+    "pcgrad",
     "project_task_gradients",
+    "simplex_minimum",
     "sum_by_task",
     "table",
     "task_cross_entropy",

@@ -2,7 +2,8 @@
 
 In this order: the innermost `use_backend(...)`, the environment variable `MTLCORE_BACKEND`, the
 default of the tensor's device. What was asked for and cannot run is an error, never replaced; but
-an op that torch's own kernels do best (`torch`) has no others and stays with them.
+an op that torch's own kernels do best (`torch`) has no others and stays with them, and so does one
+that sees nothing but small tensors of the CPU.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _ELSEWHERE = ("torch", "reference")
 
 # Asking for one of them chooses among kernels of our own, which an op of torch's does not have.
 _COMPILED = {"cpp", "cuda", "triton"}
+_GPU = {"cuda", "triton"}
 
 Kernel = Callable[..., None]
 
@@ -86,7 +88,7 @@ def active_backend(op: str, device: torch.device | str) -> str:
 
 def _resolve(op: str, device_type: str) -> str:
     name = _asked_for()
-    if name is not None and not (name in _COMPILED and "torch" in _kernels[op]):
+    if name is not None and not _has_nothing_like(op, name):
         reason = _why_not(op, name) or _wrong_device(name, device_type)
         if reason:
             have = ", ".join(status.backend for status in _statuses(op) if status.available)
@@ -106,6 +108,13 @@ def _resolve(op: str, device_type: str) -> str:
         where=f"op {op} on {device_type}",
         fix=f"reinstall mtlcore, or set {ENVIRONMENT_VARIABLE}=reference (slow)",
     )
+
+
+def _has_nothing_like(op: str, name: str) -> bool:
+    """Whether the op is of torch's own kernels, or of the CPU alone, and the backend is not."""
+    kernels = _kernels[op]
+    on_cpu_alone = "cpp" in kernels and not _GPU & kernels.keys()
+    return (name in _COMPILED and "torch" in kernels) or (name in _GPU and on_cpu_alone)
 
 
 def kernel(op: str, device: torch.device) -> Kernel:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
 from mtlcore.components import Scope, Weighting
+from mtlcore.ops import pcgrad
+from mtlcore_plugins.weighting._surgery import random_order
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from mtlcore.gradients import Gradients
@@ -28,6 +26,8 @@ class PCGrad(Weighting):
 
     Every v_i stays a combination of the g_j, v_i = sum_j C_ij g_j, so all of it is done on C with
     the Gramian G: <v_i, g_j> = (C G)_ij. The order is drawn anew each step from the run's seed.
+    LibMTL's code meets g_i itself, too; the paper's algorithm, TorchJD's and this do not. A zero
+    gradient changes no other, and has the weight 1.
 
     scope: where conflicts are looked for: in all shared weights ("model", the paper's), or in each
         layer or LoRA factor by itself; scopes share the order.
@@ -49,28 +49,5 @@ class PCGrad(Weighting):
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: the columns of C, summed."""
-        gramian = gradients.gramian(self.scope).numpy()
-        tasks = gramian.shape[-1]
-        generator = run.generator(run.step, "pcgrad")
-        keys = torch.rand((tasks, tasks - 1), generator=generator, dtype=torch.float64).numpy()
-        order = np.argsort(keys, axis=1)  # [T', T'-1] of 0 .. T'-2: leave out i itself
-        order += order >= np.arange(tasks)[:, None]
-        return torch.from_numpy(pcgrad_weights(gramian, order))
-
-
-def pcgrad_weights(gramian: NDArray[np.float64], order: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weights [..., T] from G [..., T, T]; task i meets the others in the order `order[i]` [T-1].
-
-    All tasks (and scopes) take their k-th projection at once: they do not read each other's C.
-    """
-    tasks = gramian.shape[-1]
-    task = np.arange(tasks)
-    norms = np.diagonal(gramian, axis1=-2, axis2=-1)  # |g_j|^2 [..., T]
-    # A zero gradient conflicts with none: its products are 0, and so is what is taken away.
-    inverse = 1 / np.where(norms > 0, norms, 1)
-    coefficients = np.zeros(gramian.shape) + np.eye(tasks)  # C [..., T, T]
-    for other in order.T:  # [T]: the task j that each i meets now
-        products = np.einsum("...ij,...ij->...i", coefficients, gramian[..., other, :])
-        coefficients[..., task, other] -= np.minimum(products, 0) * inverse[..., other]
-    weights: NDArray[np.float64] = coefficients.sum(axis=-2)
-    return weights
+        gramian = gradients.gramian(self.scope)
+        return pcgrad(gramian, random_order(run, self.name, gramian.shape[-1]))

@@ -1,0 +1,280 @@
+"""Small exact problems on the Gramian of the task gradients, which weightings are made of.
+
+They see T tasks, not P weights: float64, on the CPU. No autograd and no graph goes through them, so
+none is registered with torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlcore.errors import MtlcoreError
+from mtlcore.ops import backend
+from mtlcore.ops.checks import check_shape, check_tensor
+
+TOLERANCE = 1e-9
+"""Largest gap of a solution: the conditions of its minimum, in units of the gradients' norms."""
+
+
+class SolverError(MtlcoreError, ArithmeticError):
+    """A solver ended too far from the solution of its problem."""
+
+
+def simplex_minimum(G: Tensor) -> Tensor:
+    """The shares of the tasks whose common gradient is shortest.
+
+        w = argmin w'Gw    over  w >= 0, sum_i w_i = 1
+
+    An active-set method that ends at the minimum itself. Minimum-norm point of a polytope: Wolfe,
+    Mathematical Programming 11 (1976), https://doi.org/10.1007/BF01580381.
+
+    Args:
+        G: Gramian [..., T, T] float64 on the CPU, symmetric. Every leading index is a problem of
+            its own. Only the directions of the gradients are compared, so norms may have any scale
+            and spread; eigenvalues of the matrix of cosines below 1e-14 count as 1e-14.
+
+    Returns:
+        w [..., T]. A gradient of 0 is left out: its share is 0, or 1/T where all are 0. Where
+        several w are minimal (a task twice), one of them.
+
+    Raises:
+        TypeError: G is no tensor, or not float64.
+        ValueError: G has another shape or device, requires grad, or an entry is not finite.
+        SolverError: the gap (slope of w'Gw along an edge, in units of the norms) is above 1e-9.
+    """
+    batch, G = _problems(G)
+    w = G.new_empty(G.shape[:-1])
+    _solve("simplex_minimum", G, w)
+    return w.view(batch)
+
+
+def cone_minimum(G: Tensor, U: Tensor) -> Tensor:
+    """The shortest combinations of the gradients with weights that are not below given ones.
+
+        V[r] = argmin v'Gv    over  v >= U[r]
+
+    J'V[r] is the projection of J'U[r] onto the cone of the updates d with J d >= 0, those that
+    harm no task. Nonnegative least squares: Lawson and Hanson, Solving Least Squares Problems
+    (1974), chapter 23, https://doi.org/10.1137/1.9781611971217.
+
+    Args:
+        G: Gramian [..., T, T] as in `simplex_minimum`.
+        U: [..., R, T] float64 on the CPU, with the leading axes of G; R problems on each G.
+
+    Returns:
+        V [..., R, T]. A gradient of 0 keeps its weight in U; so does every task where nothing is in
+        conflict, to the bit. Where several V are minimal, one of them.
+
+    Raises:
+        TypeError, ValueError: as in `simplex_minimum`, for G and U.
+        SolverError: the gap (the slopes, those of tasks above their bound too) is above 1e-9.
+    """
+    batch, G = _problems(G)
+    check_tensor("U", U, ndim=len(batch) + 1, dtypes=(torch.float64,), like=G)
+    check_shape("U", U, (*batch[:-1], U.shape[-2], batch[-1]), "[..., R, T]")
+    _check_finite("U", U)
+    if not U.numel():
+        return U.clone()
+    bounds = U.reshape(len(G), -1, batch[-1]).contiguous()
+    V = torch.empty_like(bounds)
+    _solve("cone_minimum", G, bounds, V)
+    return V.view(U.shape)
+
+
+def cagrad_minimum(G: Tensor, c: float) -> Tensor:
+    """The shares of the tasks that limit an update near the mean gradient most.
+
+        w = argmin g0·J'w + c |g0| |J'w|    over the simplex,    g0 = J'1/T
+
+    All in G: w'G1/T + c sqrt(1'G1)/T sqrt(w'Gw), convex. The dual of the largest worst-case gain
+    of an update within c |g0| of g0: Conflict-Averse Gradient Descent for Multi-task Learning
+    (NeurIPS 2021), https://arxiv.org/abs/2110.14048. Solved exactly: a quadratic program whose
+    parameter is found on the lines along which its solution moves.
+
+    Args:
+        G: Gramian [..., T, T] as in `simplex_minimum`.
+        c: > 0.
+
+    Returns:
+        w [..., T]. A gradient of 0 has the share 0; where g0 vanishes (|g0| below 1e-7 of the mean
+        norm), so that the objective is 0 everywhere, all have 1/T. J'w may be 0.
+
+    Raises:
+        TypeError, ValueError: as in `simplex_minimum`; c is not finite and > 0.
+        SolverError: the gap of the quadratic program, or of its parameter, is above 1e-9.
+    """
+    _check_positive("c", c)
+    batch, G = _problems(G)
+    w = G.new_empty(G.shape[:-1])
+    _solve("cagrad_minimum", G, float(c), w)
+    return w.view(batch)
+
+
+def balance(G: Tensor, exponent: float) -> Tensor:
+    """The positive weights with which each task gains in a fixed proportion to its weight.
+
+        G a = a^-exponent,    a > 0
+
+    The minimum of the strictly convex 1/2 a'Ga - sum_i phi(a_i), phi'(a) = a^-exponent, by Newton's
+    method with a line search. exponent 1: Multi-Task Learning as a Bargaining Game (ICML 2022),
+    https://arxiv.org/abs/2202.01017; 1/alpha: Fair Resource Allocation in Multi-Task Learning (ICML
+    2024), https://arxiv.org/abs/2402.15638.
+
+    Args:
+        G: Gramian [..., T, T] as in `simplex_minimum`; here eigenvalues of the matrix of cosines
+            below 1e-10 count as 1e-10. Gradients that cancel (a mix of them is 0) have no solution
+            without it; with it a_i is at most about 1e5 / |g_i| for exponent 1.
+        exponent: > 0.
+
+    Returns:
+        a [..., T]; 0 for a gradient of 0.
+
+    Raises:
+        TypeError, ValueError: as in `simplex_minimum`; the exponent is not finite and > 0.
+        SolverError: the two sides differ by more than 1e-9 of the terms that they are made of.
+    """
+    _check_positive("exponent", exponent)
+    batch, G = _problems(G)
+    a = G.new_empty(G.shape[:-1])
+    _solve("balance", G, float(exponent), a)
+    return a.view(batch)
+
+
+def pcgrad(G: Tensor, order: Tensor) -> Tensor:
+    """The sum of the gradients, each projected away from those that it conflicts with in turn.
+
+        C = I;  for each i, for j in order[i]:  if p = (C G)_ij < 0:  C_ij -= p / G_jj
+        w_j = sum_i C_ij
+
+    Gradient Surgery for Multi-Task Learning (NeurIPS 2020), https://arxiv.org/abs/2001.06782. A
+    direct computation, without a gap. A gradient of 0 changes no other, and has the weight 1.
+
+    Args:
+        G: Gramian [..., T, T] as in `simplex_minimum`, used as it is.
+        order: [T, T-1] int64 on the CPU: the others that each task meets, for all problems.
+
+    Returns:
+        w [..., T].
+
+    Raises:
+        TypeError, ValueError: as in `simplex_minimum`; order has another dtype or shape, or holds
+            no task.
+    """
+    batch, G = _problems(G)
+    weights = G.new_empty(G.shape[:-1])
+    _run("pcgrad", G, _checked_order(order, G), weights)
+    return weights.view(batch)
+
+
+def gradvac(G: Tensor, targets: Tensor, order: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The sum of the gradients, each turned until its cosines with the others reach targets.
+
+        v_i = g_i;  for j in order[i]:  phi = cos(v_i, g_j),  t = targets_ij;  if phi < t:
+            v_i += |v_i| (t sqrt(1 - phi²) - phi sqrt(1 - t²)) / (|g_j| sqrt(1 - t²)) g_j
+        targets_ij <- (1 - beta) t + beta phi
+
+    Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual
+    Models (ICLR 2021), https://arxiv.org/abs/2010.05874; with targets of 0 it is `pcgrad`. Done in
+    coefficients C of the g_j, like that. A gradient of 0, or a v_i that has become 0, has no
+    cosine: the pair is passed over. Targets above 1 - 1e-6 count as that.
+
+    Args:
+        G: Gramian [..., T, T] as in `simplex_minimum`, used as it is.
+        targets: cosines [..., T, T] float64 on the CPU; not written to.
+        order: [T, T-1] as in `pcgrad`.
+        beta: the share of a new cosine in its target, in [0, 1].
+
+    Returns:
+        w [..., T] and the new targets [..., T, T].
+
+    Raises:
+        TypeError, ValueError: as in `pcgrad`; targets or beta lie outside [-1, 1] and [0, 1].
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must be in [0, 1], found {beta}")
+    check_tensor("targets", targets, ndim=G.ndim, dtypes=(torch.float64,), like=G)
+    check_shape("targets", targets, G.shape, "[..., T, T]")
+    if not (targets.abs() <= 1).all():
+        raise ValueError("targets must be cosines in [-1, 1]")
+    batch, G = _problems(G)
+    weights = G.new_empty(G.shape[:-1])
+    new = torch.empty_like(G)
+    given = targets.reshape(G.shape).contiguous()
+    _run("gradvac", G, given, _checked_order(order, G), float(beta), weights, new)
+    return weights.view(batch), new.view(targets.shape)
+
+
+def _problems(G: Tensor) -> tuple[list[int], Tensor]:
+    """The shape of weights [..., T], and G as [S, T, T]."""
+    ndim = max(G.ndim, 2) if isinstance(G, Tensor) else 2
+    check_tensor("G", G, ndim=ndim, dtypes=(torch.float64,), like=torch.empty(0))
+    if G.shape[-1] != G.shape[-2]:
+        raise ValueError(f"G must be square in its last two dimensions, found {list(G.shape)}")
+    _check_finite("G", G)
+    count = -1 if G.numel() else 0
+    return list(G.shape[:-1]), G.reshape(count, *G.shape[-2:]).contiguous()
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise ValueError(
+            f"{name} must be finite, found {tensor[~torch.isfinite(tensor)][0].item()}"
+        )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be finite and greater than 0, found {value}")
+
+
+def _checked_order(order: Tensor, G: Tensor) -> Tensor:
+    tasks = G.shape[-1]
+    check_tensor("order", order, ndim=2, dtypes=(torch.int64,), like=G)
+    check_shape("order", order, (tasks, max(tasks - 1, 0)), "[T, T-1]")
+    if not ((order >= 0) & (order < tasks)).all():
+        raise ValueError(f"order must hold tasks 0 to {tasks - 1}, found {order.tolist()}")
+    return order.contiguous()
+
+
+def _run(op: str, G: Tensor, *arguments: Any) -> None:
+    if G.numel():  # else there is nothing to fill
+        backend.kernel(op, G.device)(G, *arguments)
+
+
+def _solve(op: str, G: Tensor, *arguments: Any) -> None:
+    """Fill the output, the last of the arguments, or say that it is no solution."""
+    gaps = G.new_zeros(len(G))
+    _run(op, G, *arguments, gaps)
+    if len(gaps) and not float(worst := gaps.max()) <= TOLERANCE:
+        which = "" if len(gaps) == 1 else f" (problem {int(gaps.argmax())} of {len(gaps)})"
+        raise SolverError(
+            f"op {op}: no solution for {G.shape[-1]} tasks{which}: its gap is {worst:.2g}, "
+            f"at most {TOLERANCE:g} is accepted\n  fix: G must be symmetric, J Jᵀ of some J"
+        )
+
+
+def _declare(op: str, outputs: int) -> None:
+    """Its kernels, whose last arguments are so many outputs."""
+
+    def compiled(*arguments: Any) -> None:
+        getattr(backend.core(), op)(*arguments)
+
+    def reference(*arguments: Any) -> None:
+        from mtlcore.ops.reference import solvers
+
+        given = [x.numpy() if isinstance(x, Tensor) else x for x in arguments[:-outputs]]
+        found = getattr(solvers, op)(*given)
+        for out, values in zip(
+            arguments[-outputs:], found if outputs > 1 else [found], strict=True
+        ):
+            out.copy_(torch.from_numpy(values))
+
+    backend.declare(op, cpp=compiled, reference=reference)
+
+
+for _op in ("simplex_minimum", "cone_minimum", "cagrad_minimum", "balance", "gradvac"):
+    _declare(_op, outputs=2)
+_declare("pcgrad", outputs=1)

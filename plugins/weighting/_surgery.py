@@ -1,0 +1,20 @@
+"""What PCGrad and GradVac share: the random order in which a task meets the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtlcore.run import Run
+
+
+def random_order(run: Run, key: str, tasks: int) -> Tensor:
+    """The others of each task [T', T'-1] in an order drawn anew each step from the run's seed."""
+    generator = run.generator(run.step, key)
+    keys = torch.rand((tasks, tasks - 1), generator=generator, dtype=torch.float64)
+    order = keys.argsort(dim=1)  # of 0 .. T'-2: leave out i itself
+    return order + (order >= torch.arange(tasks)[:, None])

@@ -1,0 +1,81 @@
+"""The update near the mean gradient that is best for the task it helps least."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mtlcore.components import Positive, Scope, Weighting
+from mtlcore.ops import cagrad_minimum, cone_minimum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtlcore.gradients import Gradients
+    from mtlcore.run import Run
+
+# |Jᵀ v| by the sum of the norms that it is made of: less is rounding of G.
+VANISHED = 1e-7
+
+
+class CAGrad(Weighting):
+    """Move from the mean gradient towards the task that it helps least (conflict-averse gradient).
+
+    Conflict-Averse Gradient Descent for Multi-task Learning (NeurIPS 2021),
+    https://arxiv.org/abs/2110.14048
+
+        update = argmax over |d - g0| <= c |g0| of min_i <g_i, d>,    g0 = mean of the gradients
+               = g0 + c |g0| Jᵀ v / |Jᵀ v|
+        v = argmin <g0, Jᵀ v> + c |g0| |Jᵀ v|  over  v >= 0, sum v = 1
+
+    v is solved exactly (`mtlcore.ops.cagrad_minimum`), where the codes use SciPy's SLSQP or a conic
+    solver.
+
+    c: how far from the mean, in its length. 0.4 as in the experiments of the authors' and the
+        Nash-MTL code; LibMTL has 0.5. At c >= 1 the update may leave the sum of the losses as it
+        is or raise it.
+    scope: where it is sought: in all shared weights ("model", the paper's), or in each layer or
+        LoRA factor by itself.
+
+    The authors' code and LibMTL divide the update by 1 + c²; the paper, TorchJD and this do not.
+    Where Jᵀ v = 0, no update near g0 helps all tasks; those that harm none are as good as each
+    other, and the nearest to g0 is taken (that of `dualproj`); TorchJD's is 0. A zero gradient
+    counts in g0 and has the weight 1/T.
+    Shapes: G [T', T'] or [S, T', T'], weights [T'] or [S, T'].
+    Native scale: that of the mean of the gradients, 1 - c to 1 + c of its length: g0 is the sum of
+        the gradients present, by T of all tasks of the run.
+    """
+
+    name = "cagrad"
+    paper = (
+        "Conflict-Averse Gradient Descent for Multi-task Learning (NeurIPS 2021), "
+        "https://arxiv.org/abs/2110.14048"
+    )
+    needs = "gramian"
+    native_scale = "T'/T, plus what the move from the mean adds: |update| is 1 - c to 1 + c of it"
+    homogeneity = 0
+
+    def __init__(self, *, c: Positive = 0.4, scope: Scope = "model") -> None:
+        self.c = c
+        self.scope = scope
+
+    def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
+        """[T'] or [S, T']: 1/T + c |g0| / |Jᵀ v| v."""
+        gramian = gradients.gramian(self.scope)
+        mean = torch.full(gramian.shape[:-1], 1 / len(run.tasks), dtype=torch.float64)
+        shares = cagrad_minimum(gramian, self.c)  # v
+        norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+        lengths = length(gramian, shares)[..., None]
+        moves = lengths > VANISHED * (shares * norms).sum(dim=-1, keepdim=True)
+        factors = self.c * length(gramian, mean)[..., None] / lengths.where(moves, 1)
+        weights = mean + factors * shares
+        if moves.all():
+            return weights
+        return torch.where(moves, weights, cone_minimum(gramian, mean[..., None, :])[..., 0, :])
+
+
+def length(gramian: Tensor, weights: Tensor) -> Tensor:
+    """|Jᵀ w| [...] from G [..., T', T'] and w [..., T']."""
+    products = (gramian @ weights[..., None])[..., 0]
+    return (weights * products).sum(dim=-1).clamp(min=0).sqrt()
