@@ -26,6 +26,7 @@ from mtlcore.components import (
 )
 from mtlcore.distributed import rank
 from mtlcore.errors import UserError
+from mtlcore.gradients import Direction
 from mtlcore.testing import NotConformant, check_sampler, check_stateful, check_weighting
 
 
@@ -427,7 +428,42 @@ class Random(Weighting):
         return torch.rand(len(gradients.present), dtype=torch.float64)
 
 
+class FirstLeads(Weighting):
+    """Favours the first task."""
+
+    name = "first_leads"
+    needs = "nothing"
+
+    def mtlcore_weigh_tasks(self, gradients: Any) -> Any:
+        weights = torch.ones(len(gradients.present), dtype=torch.float64)
+        weights[0] = 2
+        return weights
+
+
+class Scaled(Weighting):
+    """Claims that the scale of losses and gradients does not matter."""
+
+    name = "scaled"
+    homogeneity = 0
+
+    def mtlcore_weigh_tasks(self, gradients: Any) -> Any:
+        return 1 / (1 + gradients.gramian().diagonal())
+
+
+class Turns(Weighting):
+    """Gives a direction and says nothing of it."""
+
+    name = "turns"
+    needs = "rows"
+
+    def mtlcore_weigh_tasks(self, gradients: Any) -> Any:
+        return Direction(gradients.rows().sum(0))
+
+
 BROKEN_WEIGHTINGS = [
+    (FirstLeads, r"another order make another update.*fix: set symmetric = False"),
+    (Scaled, r"times 0.000976562 the update is .*fix: set `homogeneity`"),
+    (Turns, r"gave a Direction and declares gives = 'weights'.*fix: set gives = 'direction'"),
     (Normalises, r"with a first task with a gradient .* of 0 .* it gave \[inf.*norms"),
     (Undeclared, "reads G .* declares needs = 'losses'.*fix: set needs = 'gramian'"),
     (ForAllTasks, r"of 2 present tasks of 3 it gave weights of shape \[3\], not \[2\]"),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import itertools
 import os
@@ -31,6 +32,7 @@ from unittest.mock import patch
 import pytest
 
 from mtlcore.cli import main
+from mtlcore.plugins import PluginManager
 from mtlcore.recipe_file import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -256,3 +258,19 @@ def test_few_blocks_are_not_run() -> None:
     shown = [block for block in BLOCKS if block.language == "python" and block.argument == "no-run"]
     ran = [block for block in BLOCKS if block.language == "python" and not block.argument]
     assert len(shown) <= len(ran) / 4, [str(block) for block in shown]
+
+
+def test_the_table_of_weightings_says_what_their_classes_say():
+    reads = {"nothing": "nothing", "losses": "losses", "gramian": "G", "rows": "J"}
+    expected = []
+    components = PluginManager.load(environ={"MTLCORE_NO_PLUGINS": "1"}).components()
+    for (kind, name), info in components.items():
+        if kind == "weighting":
+            by_scope = "yes" if "scope" in inspect.signature(info.cls.__init__).parameters else ""
+            total = info.cls.native_scale.replace("|", "\\|")
+            expected.append(f"| `{name}` | {reads[info.cls.needs]} | {total} | {by_scope} |")
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = [
+        line for line in page.splitlines() if re.match(r"\| `\w+` \| (nothing|losses|G|J) ", line)
+    ]
+    assert sorted(rows) == sorted(expected)

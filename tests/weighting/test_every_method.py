@@ -43,7 +43,7 @@ def recipe_of(folder: Path, model: Path, name: str) -> Path:
     """Two tasks in opposition, one shared adapter, plain steps in float64."""
     folder.mkdir()
     one, _, _ = TASKS.partition("  spelling:")
-    other = one.replace("  sentiment:\n", "  opposite:\n    loss_weight: 2.0\n").replace(
+    other = one.replace("  sentiment:\n", "  opposite:\n    loss_weight: 5.0\n").replace(
         "labels: [negative, positive]", "labels: {negative: positive, positive: negative}"
     )
     if name in AUXILIARY:
