@@ -18,14 +18,12 @@ import argparse
 import functools
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.harness import Result, Work, interleave, main, ratios, result
 from mtlcore import ops
 from mtlcore.ops.reference.gramian import gramian as reference
-from mtlcore_plugins.weighting.pcgrad import pcgrad_weights
 
 TASKS = (8, 32)
 COLUMNS = 5_000_000
@@ -49,7 +47,7 @@ class Case:
         self.w = torch.rand(tasks, generator=draw).to(device)
         self.out = torch.empty(columns, device=device)
         others = [[j for j in range(tasks) if j != i] for i in range(tasks)]
-        self.order = np.array(others)  # in which PCGrad meets them
+        self.order = torch.tensor(others)  # in which PCGrad meets them
         self.v = torch.randn(columns, generator=draw).to(device)
         self.starts = [columns * slice_ // SLICES for slice_ in range(SLICES + 1)]
         self.variants: dict[str, Callable[[], object]] = {
@@ -67,7 +65,7 @@ class Case:
         }
 
     def solve(self, gramian: Tensor) -> Tensor:
-        return torch.from_numpy(pcgrad_weights(gramian.numpy(), self.order))
+        return ops.pcgrad(gramian, self.order)
 
     def torch_project(self) -> Tensor:
         weights = self.solve((self.J @ self.J.T).double().cpu())

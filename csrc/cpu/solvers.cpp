@@ -25,9 +25,10 @@ using Vec = std::vector<double>;
 constexpr double kFloor = 1e-14;
 // The same for `balance`, whose weights grow without bound as it goes to 0.
 constexpr double kBalanceFloor = 1e-10;
-constexpr double kSlope = 1e-12;         // of a coordinate that is worth freeing
-constexpr double kPivot = 1e-15;         // below it a coordinate depends on those that are free
-constexpr double kVanished = 1e-14;      // |sum|^2 over (sum of norms)^2: what is left is rounding
+constexpr double kLeast = 1e-10;     // norm, by the largest, that has a say in CAGrad's objective
+constexpr double kSlope = 1e-12;     // of a coordinate that is worth freeing
+constexpr double kPivot = 1e-15;     // below it a coordinate depends on those that are free
+constexpr double kVanished = 1e-14;  // |sum|^2 over (sum of norms)^2: what is left is rounding
 constexpr double kMaxTarget = 1 - 1e-6;  // of a cosine: no finite multiple reaches 1
 
 struct Matrix {  // square
@@ -134,9 +135,12 @@ void lift(Matrix& Q, double floor) {
 }
 
 struct Units {  // the tasks whose gradient is not 0, in units of their norms
-    Units(const double* G, int64_t T, double floor) : cosines(0) {
+    // `least`: by the largest norm, smaller ones count as 0.
+    Units(const double* G, int64_t T, double floor, double least = 0) : cosines(0) {
+        double top = 0;
+        for (int64_t i = 0; i < T; ++i) top = std::max(top, G[i * T + i]);
         for (int64_t i = 0; i < T; ++i) {
-            if (G[i * T + i] > 0) {
+            if (G[i * T + i] > least * least * top) {
                 tasks.push_back(i);
                 norms.push_back(std::sqrt(G[i * T + i]));
             }
@@ -610,7 +614,7 @@ void cone_minimum(const double* G, const double* U, int64_t count, int64_t T, in
 
 void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double* w, double* gaps) {
     for (int64_t s = 0; s < count; ++s) {
-        gaps[s] = cagrad_one({G + s * T * T, T, kFloor}, T, c, w + s * T);
+        gaps[s] = cagrad_one({G + s * T * T, T, kFloor, kLeast}, T, c, w + s * T);
     }
 }
 

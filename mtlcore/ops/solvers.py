@@ -99,8 +99,9 @@ def cagrad_minimum(G: Tensor, c: float) -> Tensor:
         c: > 0.
 
     Returns:
-        w [..., T]. A gradient of 0 has the share 0; where g0 vanishes (|g0| below 1e-7 of the mean
-        norm), so that the objective is 0 everywhere, all have 1/T. J'w may be 0.
+        w [..., T]. A gradient of 0, or below 1e-10 of the largest, has the share 0 (the objective
+            is minimal to that precision). Where g0 vanishes (below 1e-7 of the mean norm), so that
+            the objective is 0 everywhere, all have 1/T. J'w may be 0.
 
     Raises:
         TypeError, ValueError: as in `simplex_minimum`; c is not finite and > 0.

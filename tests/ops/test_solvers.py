@@ -1,7 +1,7 @@
 """The solvers on the Gramian: conditions of each minimum restated, other people's solvers, and the
 reference, over gradients of all kinds.
 
-The bounds are 10 to 1000 times the worst of 50,000 random problems of `families`.
+Gaps of 50,000 random `families`: below 1e-12, `balance` (which stops there) below 1e-11.
 """
 
 from __future__ import annotations
@@ -236,8 +236,8 @@ def test_shares_of_cagrad_meet_the_conditions_of_its_minimum(c):
         G = gramian_of(rows)
         w = cagrad_minimum(G, c)
         cosines, y, norms = in_units(G, w)
-        if not len(norms) or (length := (y @ cosines @ y).sqrt()) < 1e-6 * y.max():
-            continue
+        if not len(norms) or (length := (y @ cosines @ y).sqrt()) < 1e-4 * y.max():
+            continue  # J'w cancels: what is left changes with the floor of the eigenvalues
         mean, unit = G.mean(0), G.mean().clamp(min=0).sqrt()
         if unit < 1e-6 * norms.mean():
             continue
@@ -246,7 +246,8 @@ def test_shares_of_cagrad_meet_the_conditions_of_its_minimum(c):
         # A slope is a sum of |g_i| |g_j| terms, of which rounding leaves a share.
         allowed = 1e-9 * norms * (norms.mean() + unit * y.max() / length)
         inside = (slopes - level)[G.diagonal() > 0]
-        assert (inside >= -allowed).all(), seed
+        heard = norms > 1e-10 * norms.max()
+        assert (inside >= -allowed)[heard].all(), seed
         assert ((w[G.diagonal() > 0] * inside).abs() <= allowed).all(), seed
         met += 1
     assert met > 150

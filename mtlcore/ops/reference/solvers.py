@@ -18,6 +18,8 @@ Array = NDArray[np.float64]
 FLOOR = 1e-14
 # The same for `balance`, whose weights grow without bound as it goes to 0.
 BALANCE_FLOOR = 1e-10
+# Norm, by the largest, that has a say in the objective of CAGrad.
+LEAST = 1e-10
 # In units of the norms of the gradients: slopes below it are rounding.
 TOLERANCE = 1e-12
 # |sum|^2 over (sum of norms)^2: what is left of gradients that cancel is rounding.
@@ -42,10 +44,13 @@ class Minimum(NamedTuple):
     scale: Array  # [B], what the slopes are made of
 
 
-def units_of(G: Array, floor: float) -> Units:
-    """Norms and cosines; eigenvalues of the cosines are raised to `floor`."""
+def units_of(G: Array, floor: float, least: float = 0) -> Units:
+    """Norms and cosines; eigenvalues of the cosines are raised to `floor`.
+
+    `least`: by the largest norm, smaller ones count as 0.
+    """
     norms = np.sqrt(np.maximum(np.diagonal(G, axis1=-2, axis2=-1), 0))
-    there = norms > 0
+    there = norms > least * norms.max(axis=-1, initial=0, keepdims=True)
     norms = np.where(there, norms, 1)
     cosines = G / norms[..., :, None] / norms[..., None, :]
     cosines = np.where(there[..., :, None] & there[..., None, :], cosines, 0)
@@ -177,7 +182,7 @@ def cagrad_minimum(G: Array, c: float) -> tuple[Array, Array]:
     """
     w = np.full(G.shape[:2], 1 / max(G.shape[1], 1))
     gaps = np.zeros(len(G))
-    units = units_of(G, FLOOR)
+    units = units_of(G, FLOOR, LEAST)
     a, C = levels(units), units.cosines
     mean = np.where(units.there, 1 / np.where(units.there, a, 1), 0) / max(G.shape[1], 1)
     b = np.einsum("sij,sj->si", C, mean)
