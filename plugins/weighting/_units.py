@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +31,13 @@ def fair_direction(gramian: Tensor) -> Tensor:
     exists, the products are as near to 1 as can be (least squares). A zero gradient has no part,
     a_i = 0. Where no u comes nearer than 0 does (opposed gradients), a is 0.
     """
-    scale = inverse(norms(gramian))
-    cosines = gramian * scale[..., :, None] * scale[..., None, :]
-    solved = torch.linalg.pinv(cosines, rtol=RANK, hermitian=True).sum(dim=-1)
-    found = solved.abs().amax(dim=-1, keepdim=True) > NO_DIRECTION
-    return torch.where(found, solved * scale, 0)
+    # In numpy: of these small matrices torch's calls cost more than their arithmetic.
+    G = gramian.numpy()
+    lengths = np.sqrt(np.maximum(np.diagonal(G, axis1=-2, axis2=-1), 0))
+    scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    values, vectors = np.linalg.eigh(G * scale[..., :, None] * scale[..., None, :])
+    kept = values > RANK * values[..., -1:]
+    inverses = np.divide(1, values, out=np.zeros_like(values), where=kept)
+    solved = (vectors @ (inverses * vectors.sum(axis=-2))[..., None])[..., 0]
+    found = np.abs(solved).max(axis=-1, keepdims=True) > NO_DIRECTION
+    return torch.from_numpy(np.where(found, solved * scale, 0))

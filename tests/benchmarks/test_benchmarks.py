@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import (
     baselines,
@@ -24,6 +25,7 @@ from benchmarks import (
     startup,
     step,
     throughput,
+    weighting,
 )
 
 # TorchJD's autojac runs attention under vmap, for which torch has no batching rule.
@@ -280,3 +282,26 @@ def test_the_steps_for_a_gpu_machine_run_dry(tmp_path: Path) -> None:
     assert "not run: compute-sanitizer" in (tmp_path / "sanitize.log").read_text()
     lines = [json.loads(line) for line in (tmp_path / "benchmarks.jsonl").read_text().splitlines()]
     assert [line["benchmark"] for line in lines] == ["lora", "gramian"]
+
+
+def test_weighting(capsys: pytest.CaptureFixture[str]) -> None:
+    weighting.run(["--json", "--rounds", "1", "--tasks", "2", "8"])
+    record = last_line(capsys, "weighting")
+    for size in (2, 8):
+        for name in ("aligned_mtl", "config", "mgda", "pcgrad", "upgrad"):
+            found = metrics(record, f"{name} T={size}")
+            assert found["mtlcore"]["value"] > 0
+            assert found["mtlcore / torchjd"]["target"] == 1
+        assert metrics(record, f"nash_mtl T={size}")["mtlcore"]["value"] > 0
+
+
+def test_another_weighting_is_seen(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    right = weighting.rivals
+
+    def wrong(*, exact: bool = False) -> dict[str, weighting.Solve]:
+        return {**right(exact=exact), "upgrad": lambda J, G: torch.ones(len(G)).double()}
+
+    monkeypatch.setattr(weighting, "rivals", wrong)
+    with pytest.raises(SystemExit):
+        weighting.run(["--json"])
+    assert "the check failed, nothing was timed: upgrad" in capsys.readouterr().err
