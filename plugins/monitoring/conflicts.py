@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtlcore.components import CONFLICTS, Chart, Monitor, Scope, Section
+from mtlcore.conflicts import pair_counts
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,16 +133,6 @@ class Conflicts(Monitor):
         self.places = list(state.get("places", ()))
         saved = state.get("counts")
         self.counts = None if saved is None else saved.clone()
-
-
-def pair_counts(gramians: Tensor) -> Tensor:
-    """[S, 3] pairs of gradients that are not 0, conflicts and sum of cosines, of G [S, T', T']."""
-    norms = gramians.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-    first, second = torch.triu_indices(norms.shape[1], norms.shape[1], 1)
-    products = norms[:, first] * norms[:, second]  # [S, pairs]
-    met = products > 0
-    cosines = torch.where(met, gramians[:, first, second] / products.where(met, 1), 0)
-    return torch.stack([met.sum(1), (cosines < 0).sum(1), cosines.sum(1)], dim=1).double()
 
 
 def _chart(title: str, y_label: str, curve: Tensor, columns: dict[str, int]) -> Chart:
