@@ -182,9 +182,9 @@ class Effect:
             )
         if unturned and not self.differed_unmeasured:
             return (
-                f"warning: the weighting {name!r} gave tasks other weights, but the updates have "
-                f"the direction of equal ones: {self.degrees / self.turned:.1f} degrees from it on "
-                f"average over {self.turned} steps; it changed at most their length"
+                f"warning: the weighting {name!r} gave tasks other weights, but turned the update "
+                f"by only {self.degrees / self.turned:.1f} degrees from that of equal weights on "
+                f"average over {self.turned} steps; beside its length it changed next to nothing"
             )
         return None
 

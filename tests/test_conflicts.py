@@ -183,7 +183,10 @@ PARALLEL = [[1.0, 2.0], [2.0, 4.0]]
     [
         ([(Step(EXAMPLE), [0.5, 0.5])] * 2, "equal weights in every step"),
         ([(Step(EXAMPLE, measured=False), [0.5, 0.5])], "equal weights in every step"),
-        ([(Step(PARALLEL), [0.5, 2.0])], "0.0 degrees from it on average over 1 steps"),
+        (
+            [(Step(PARALLEL), [0.5, 2.0])],
+            "only 0.0 degrees from that of equal weights on average over 1 steps",
+        ),
         ([(Step(EXAMPLE), [1.0, 2.0])], None),
         ([(Step(EXAMPLE, measured=False), [1.0, 2.0])], None),
         ([(Step(EXAMPLE), [0.5, 0.5]), (Step(EXAMPLE, measured=False), [1.0, 2.0])], None),

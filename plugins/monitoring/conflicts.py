@@ -103,9 +103,9 @@ class Conflicts(Monitor):
                 ),
                 table=self._table(),
                 charts=(
-                    _chart("conflicts over the steps", "share of pairs", curve, {"conflicts": 1}),
-                    _chart("spread of the norms", "largest / smallest", curve, {"spread": 2}),
-                    _chart("agreement with the mean", "mean cosine", curve, {"agreement": 3}),
+                    _chart("Conflicts over the steps", "share of pairs", curve, {"conflicts": 1}),
+                    _chart("Spread of the norms", "largest / smallest", curve, {"spread": 2}),
+                    _chart("Agreement with the mean", "mean cosine", curve, {"agreement": 3}),
                 ),
             )
         ]
