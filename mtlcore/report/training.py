@@ -300,7 +300,9 @@ def conflicts_part(files: RunFiles) -> Part | None:
             mean = sum(known) / len(known)
             found = said.format(percent(100 * mean) if key == "conflict_rate" else number(mean))
             blocks.append(Words(f"{found} (mean over {number(len(known))} logged steps)."))
-            figures.append(_figure(files, title, {label: points}, label))
+            # Few pairs make a rate of a few values: means over many steps show how it moves.
+            most = 20 if key == "conflict_rate" else charts.MOST_POINTS
+            figures.append(_figure(files, title, {label: points}, label, points=most))
     if norms := over_steps(files, "task_norms"):
         note = "Of the weights that tasks share, each times its loss_weight."
         figures.append(_figure(files, "Gradient norms of the tasks", norms, "norm", note))
