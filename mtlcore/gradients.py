@@ -226,6 +226,16 @@ class Gradients:
             self._gramians[scope] = grams[0] if scope == "model" else grams
         return self._gramians[scope]
 
+    def known_gramian(self, scope: Scope = "model") -> Tensor | None:
+        """`gramian(scope)` if this step's readers have had it measured; costs no pass over J.
+
+        That of the model is known too, as a sum, where one by scope is.
+        """
+        if scope == "model" and scope not in self._gramians:
+            by_scope = next(iter(self._gramians.values()), None)
+            return None if by_scope is None else by_scope.sum(0)
+        return self._gramians.get(scope)
+
     def rows(self) -> Tensor:
         """J [T', P]: the gradient of each present task's weighted mean loss, a copy."""
         scale = self._scale[self.present].to(self.arena.rows)
@@ -252,7 +262,7 @@ class Gradients:
             self.update.copy_(weights.vector)
         elif self.has_shared:
             assert weights is not None
-            scope = self._scope_of(weights.shape[0]) if weights.ndim == 2 else "model"
+            scope = self.scope_of(weights.shape[0]) if weights.ndim == 2 else "model"
             per_task = self._per_task(weights).to(self.arena.rows).view(-1, self.task_count)
             borders = self.arena.borders(scope)
             ops.combine_by_slice(self.arena.rows, per_task, borders, out=self.update)
@@ -273,7 +283,8 @@ class Gradients:
             slot.parameter.grad = grad.view_as(slot.parameter)
         self._drop_absent_groups()
 
-    def _scope_of(self, count: int) -> Scope:
+    def scope_of(self, count: int) -> Scope:
+        """The scope, "layer" or "factor", that has so many parts."""
         for scope in ("layer", "factor"):
             if len(self.arena.borders(scope)) - 1 == count:
                 return scope

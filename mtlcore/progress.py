@@ -53,12 +53,16 @@ def scoring(rows: int) -> Iterator[Callable[[int], None]]:
 
 
 class Progress:
-    """A bar with the smoothed loss of every task; plain lines when the output is not a terminal."""
+    """A bar with the smoothed loss of every task; plain lines when the output is not a terminal.
+
+    The share of pairs of tasks in conflict stands behind them, smoothed too, once it was measured.
+    """
 
     def __init__(self, total: int, done: int, *, every: int = 10, smoothing: float = 0.9) -> None:
         self.console = Console(stderr=True, quiet=not is_main())
         self.total, self.every, self.smoothing = total, every, smoothing
         self.averages: dict[str, float] = {}
+        self.conflicts: float | None = None
         self.bar = _bar("step", self.console)
         self.task = self.bar.add_task("", total=total, completed=done)
 
@@ -77,13 +81,20 @@ class Progress:
     def step(self, record: StepRecord) -> None:
         """Show the losses after one step."""
         for name, loss in record.losses.items():
-            old = self.averages.get(name, loss)
-            self.averages[name] = self.smoothing * old + (1 - self.smoothing) * loss
-        text = "  ".join(f"{name} {loss:.2f}" for name, loss in self.averages.items())
+            self.averages[name] = self._smoothed(self.averages.get(name), loss)
+        if record.conflict_rate is not None:
+            self.conflicts = self._smoothed(self.conflicts, record.conflict_rate)
+        parts = [f"{name} {loss:.2f}" for name, loss in self.averages.items()]
+        if self.conflicts is not None:
+            parts.append(f"conflicts {self.conflicts:.0%}")
+        text = "  ".join(parts)
         self.bar.update(self.task, completed=record.step, description=text)
         if self.bar.disable and (record.step % self.every == 0 or record.step == self.total):
             line = f"step {record.step}/{self.total}  {record.seconds:.1f} s  {text}"
             self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _smoothed(self, old: float | None, new: float) -> float:
+        return new if old is None else self.smoothing * old + (1 - self.smoothing) * new
 
     def evaluation(self, step: int, scores: Scores) -> None:
         """Show the scores of an evaluation during training."""

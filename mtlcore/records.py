@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 N = TypeVar("N", int, float)
 
+UNTURNED = 0.9999
+"""Mean cosine of updates with the mean gradient (0.8 degrees) above which they count as equal."""
+
 
 @dataclass
 class StepRecord:
@@ -16,6 +19,20 @@ class StepRecord:
     `task_seconds` shares the step's `seconds` out by tokens: the tasks run in one pass together.
     `peak_memory_mb` is that of the step on a GPU, of the process so far on a CPU;
     `task_peak_memory_mb` the highest of the steps so far that had rows of the task.
+
+    From the task gradients of the shared weights, each times its `loss_weight`, in a step whose
+    Gramian a component had measured (else None; None too in a step without an update):
+
+    * `task_norms` by present task;
+    * `conflict_rate`, share of the pairs of tasks whose cosine is below 0;
+    * `norm_spread`, largest over smallest norm;
+    * `update_cosine`, of the update with the mean gradient (`conflicts.update_cosine`); None also
+      where one of the two is 0, and of a `Direction`, which G does not know.
+
+    Gradients of 0 are left out; where fewer than two are left, the last three are None.
+
+    `weights` by scope are means over the scopes, and `weight_spread` their standard deviations over
+    the scopes by present task, else None.
 
     `skipped_rows` are rows by task whose loss was not finite; they are not among `rows` and
     `tokens`. `skipped_steps` is 1 if the step made no update. Where the losses of the step
@@ -37,6 +54,11 @@ class StepRecord:
     task_peak_memory_mb: dict[str, float] = field(default_factory=dict)
     skipped_rows: dict[str, int] = field(default_factory=dict)
     skipped_steps: int = 0
+    task_norms: dict[str, float] | None = None
+    conflict_rate: float | None = None
+    norm_spread: float | None = None
+    update_cosine: float | None = None
+    weight_spread: dict[str, float] | None = None
 
     @property
     def loss(self) -> float | None:

@@ -18,6 +18,7 @@ from transformers import get_scheduler
 
 from mtlcore import checkpoint
 from mtlcore.checkpoint_writer import CheckpointWriter
+from mtlcore.conflicts import Effect
 from mtlcore.data.batches import Batch, micro_batches, plan_rows
 from mtlcore.distributed import (
     all_reduce_sum,
@@ -73,8 +74,7 @@ class Trainer:
             run.note("gradients: multi_pass, one backward pass per task and micro-batch")
         self.stages = plan_stages(run)
         self.last_weights = [1.0 / len(run.tasks)] * len(run.tasks)
-        self.had_effect = False
-        self.saw_several_tasks = False
+        self.effect = Effect([task.name for task in run.tasks])
         self.task_peaks = [0.0] * len(run.tasks)
         self.totals = Totals()
         self.guard = Guard(run)
@@ -309,15 +309,11 @@ class Trainer:
         """What the step did, by task name."""
         names = [task.name for task in self.run.tasks]
         gradients = self.gradients
-        self.saw_several_tasks |= len(gradients.present) > 1
-        if isinstance(weights, Direction):
-            self.had_effect = True
+        conflicts = self.effect.see(gradients, weights)
         if isinstance(weights, Tensor):
             flat = weights if weights.ndim == 1 else weights.mean(0)
             for task, weight in zip(gradients.present, flat.tolist(), strict=True):
                 self.last_weights[task] = weight  # an absent task keeps its last one
-            all_alike = torch.allclose(weights, weights[..., :1].expand_as(weights))
-            self.had_effect |= not all_alike or not weights.any()  # 0 for all is an effect too
         penalties, self.penalties = self.penalties if self.guard.makes_update else {}, {}
         if self.run.plugins.implements("mtlcore_penalties"):
             penalties = sum_by_name(penalties)
@@ -350,6 +346,7 @@ class Trainer:
             task_peak_memory_mb=dict(zip(names, self.task_peaks, strict=True)),
             skipped_rows=dict(self.guard.skipped_rows),
             skipped_steps=int(not self.guard.makes_update),
+            **conflicts,
         )
         self.totals.add(record)
         return record
@@ -596,14 +593,11 @@ class Trainer:
                 run.note(f"step {run.step}: audit {found.name} of {found.task}: {found.message}")
 
     def _warn_without_effect(self) -> None:
-        """A weighting that looked at the tasks and never told them apart did nothing: say so."""
+        """A weighting that looked at the tasks and changed nothing: say so."""
         run = self.run
         weighs = self.gradients.has_shared and run.weighting.needs != "nothing"
-        if weighs and self.saw_several_tasks and not self.had_effect:
-            run.note(
-                f"warning: the weighting {run.weighting.name!r} gave all tasks equal weights in "
-                "every step (for a method of gradient conflicts: none was seen); it changed nothing"
-            )
+        if weighs and (warning := self.effect.warning(run.weighting.name)):
+            run.note(warning)
 
     def _result(self, sections: list[Any]) -> dict[str, Any]:
         return {
@@ -612,6 +606,7 @@ class Trainer:
             "best_value": self.judge.best.value,
             "own_steps": self.judge.own_steps if self.recipe.load_best_model_at_end else {},
             "totals": asdict(self.totals),
+            "conflicts": self.effect.to_json(),
             "notes": self.run.notes,
             "sections": [asdict(section) for section in sections],
         }
@@ -718,8 +713,7 @@ class Trainer:
             "active": self.run.active,
             "judge": self.judge.state(),
             "last_weights": self.last_weights,
-            "had_effect": self.had_effect,
-            "saw_several_tasks": self.saw_several_tasks,
+            "effect": self.effect.state(),
             "totals": asdict(self.totals),
             "notes": self.run.notes,
             "nonfinite": self.guard.state(),
@@ -734,8 +728,7 @@ class Trainer:
         self.run.active = list(state["active"])
         self.judge.load_state(state["judge"])
         self.last_weights = list(state["last_weights"])
-        self.had_effect = state["had_effect"]
-        self.saw_several_tasks = state["saw_several_tasks"]
+        self.effect.load_state(state["effect"])
         self.totals = Totals(**state["totals"])
         self.run.notes[:0] = [note for note in state["notes"] if note not in self.run.notes]
         self.guard.load_state(state["nonfinite"])

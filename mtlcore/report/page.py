@@ -28,6 +28,7 @@ PARTS: tuple[tuple[str, Maker], ...] = (  # what it is called if it cannot be ma
     ("curves", training.curves_part),
     ("task weights", training.weights_part),
     ("rows and tokens", training.rows_part),
+    ("conflicts over the steps", training.conflicts_part),
     ("conflicts and affinities", training.affinity_part),
     ("forgetting", results.forgetting_part),
     ("cross-validation", results.folds_part),

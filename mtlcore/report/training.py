@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from markupsafe import Markup
 
 from mtlcore.components import CONFLICTS
+from mtlcore.records import UNTURNED
 from mtlcore.report import charts
 from mtlcore.report.blocks import Cell, Charts, Figure, Missing, Part, Table, Words
 from mtlcore.report.charts import finite
@@ -27,6 +29,16 @@ def over_steps(files: RunFiles, key: str) -> Curves:
         for name, value in mapping(line.get(key)).items():
             found.setdefault(str(name), []).append((line["step"], value))
     return found
+
+
+def _over_steps(files: RunFiles, key: str) -> list[tuple[Any, Any]]:
+    """What step lines have under a key that is one number; empty where none has it."""
+    points = [(line["step"], line.get(key)) for line in files.steps]
+    return points if _known(points) else []
+
+
+def _known(points: Iterable[tuple[Any, Any]]) -> list[float]:
+    return [value for _, y in points if (value := finite(y)) is not None]
 
 
 def evaluation_keys(files: RunFiles) -> dict[str, tuple[str, str]]:
@@ -140,7 +152,7 @@ def _metric_figures(files: RunFiles, keys: Mapping[str, tuple[str, str]]) -> lis
 
 
 def weights_part(files: RunFiles) -> Part | Missing:
-    """Task weights, gradient norms and penalties over the steps."""
+    """Task weights, what they made of the update, gradient norms and penalties over the steps."""
     weights = _weights(files)
     if not weights:
         return Missing("Task weights", "metrics.jsonl holds no weights", "mtlcore train RECIPE")
@@ -151,17 +163,25 @@ def weights_part(files: RunFiles) -> Part | Missing:
         value = number(next(iter(values)))
         blocks.append(Words(f"{name} gave every task the weight {value} in every logged step."))
     elif values:
-        means = {
-            task: [y for _, raw in points if (y := finite(raw)) is not None]
-            for task, points in weights.items()
-        }
+        means = {task: _known(points) for task, points in weights.items()}
         shown = ", ".join(f"{t} {number(sum(v) / len(v))}" for t, v in means.items() if v)
         few = len(means) <= MOST_MEANS
         said = f"; means over the logged steps: {shown}" if few else ""
         blocks.append(Words(f"Weights by {name}{said}."))
+    if effect := _effect(files, name):
+        blocks.append(Words(effect))
     figures = []
+    spreads = over_steps(files, "weight_spread")
     if len(values) > 1:
-        figures.append(_figure(files, f"Task weights ({name})", weights, "weight"))
+        note = "Means over the scopes." if spreads else ""
+        figures.append(_figure(files, f"Task weights ({name})", weights, "weight", note))
+    if spreads:
+        title = "Spread of the weights over the scopes"
+        figures.append(_figure(files, title, spreads, "standard deviation"))
+    if cosines := _over_steps(files, "update_cosine"):
+        title = "Cosine of the update with the mean gradient"
+        note = "1: the direction of equal weights."
+        figures.append(_figure(files, title, {"update": cosines}, "cosine", note))
     if norms := over_steps(files, "grad_norms"):
         figures.append(_figure(files, "Gradient norms", norms, "norm before clipping"))
     penalties = over_steps(files, "penalties")
@@ -169,6 +189,24 @@ def weights_part(files: RunFiles) -> Part | Missing:
         figures.append(_figure(files, "Penalties", penalties, "penalty"))
     blocks.append(Charts(figures))
     return Part("Task weights over time", blocks)
+
+
+def _effect(files: RunFiles, name: str) -> str:
+    """How far the weighting turned the updates, in words; nothing where that was not measured."""
+    update = mapping(mapping(files.result.get("conflicts")).get("update"))
+    cosine, angle, steps = (finite(update.get(k)) for k in ("mean_cosine", "mean_angle", "steps"))
+    basis = f"{number(round(steps))} steps" if steps else ""
+    if cosine is None or angle is None:  # unfinished
+        cosines = [max(-1.0, min(1.0, c)) for c in _known(_over_steps(files, "update_cosine"))]
+        if not cosines:
+            return ""
+        cosine = sum(cosines) / len(cosines)
+        angle = sum(math.degrees(math.acos(c)) for c in cosines) / len(cosines)
+        basis = f"{number(len(cosines))} logged steps"
+    found = f"{angle:.1f}° on average over {basis}"
+    if cosine > UNTURNED:
+        return f"{name} left the update in the direction of the mean gradient: {found}."
+    return f"{name} turned the update away from the mean gradient of the tasks: {found}."
 
 
 def _weights(files: RunFiles) -> Curves:
@@ -230,9 +268,52 @@ def _component(files: RunFiles, key: str) -> str:
 # -- conflicts -------------------------------------------------------------------------------------
 
 
+OVER_STEPS = (
+    (
+        "conflict_rate",
+        "Conflicts over the steps",
+        "share of pairs",
+        "{} of the pairs of tasks were in conflict: the cosine of their gradients was negative",
+    ),
+    (
+        "norm_spread",
+        "Spread of the norms",
+        "largest / smallest",
+        "The largest gradient of a task was {} times the smallest",
+    ),
+)
+
+
+def conflicts_part(files: RunFiles) -> Part | None:
+    """How many pairs of tasks were in conflict, and how unequal their gradients were."""
+    drawn = {
+        mapping(chart).get("title")
+        for section in sequence(files.result.get("sections"))
+        for chart in sequence(mapping(section).get("charts"))
+    }
+    blocks: list[Any] = []
+    figures = []
+    for key, title, label, said in OVER_STEPS:
+        points = _over_steps(files, key)
+        if points and title not in drawn:  # else a monitor tells it of every step
+            known = _known(points)
+            mean = sum(known) / len(known)
+            found = said.format(percent(100 * mean) if key == "conflict_rate" else number(mean))
+            blocks.append(Words(f"{found} (mean over {number(len(known))} logged steps)."))
+            # Few pairs make a rate of a few values: means over many steps show how it moves.
+            most = 20 if key == "conflict_rate" else charts.MOST_POINTS
+            figures.append(_figure(files, title, {label: points}, label, points=most))
+    if norms := over_steps(files, "task_norms"):
+        note = "Of the weights that tasks share, each times its loss_weight."
+        figures.append(_figure(files, "Gradient norms of the tasks", norms, "norm", note))
+    if not blocks and not figures:
+        return None
+    return Part("Over the steps", [*blocks, Charts(figures)], topic=CONFLICTS)
+
+
 def affinity_part(files: RunFiles) -> Part | Missing:
     """Which tasks pull together and which against each other."""
-    found = files.affinity
+    found = files.affinity or mapping(files.result.get("conflicts"))  # the one has affinities too
     names = [str(name) for name in sequence(found.get("tasks"))]
     if not names:
         return Missing(

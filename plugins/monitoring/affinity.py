@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtlcore.components import CONFLICTS, Chart, Monitor, Section
+from mtlcore.conflicts import PairSums, means
 from mtlcore.distributed import is_main
 from mtlcore.errors import UserError
 
@@ -58,10 +59,8 @@ class Affinity(Monitor):
     needs = "gramian"
 
     def __init__(self) -> None:
-        self.steps = 0
-        # Sums over the steps by row: number, cosines, conflicts, affinities, each [T, T]; on the
-        # diagonal of the cosines stand the norms.
-        self.sums: Tensor | None = None
+        self.pairs: PairSums | None = None
+        self.affinities: Tensor | None = None  # [T, T], sums over the steps
         self._step: tuple[Tensor, Tensor] | None = None  # indices [T'], G / l [T', T']
 
     def mtlcore_check(self, layout: Layout) -> list[Problem]:
@@ -77,61 +76,46 @@ class Affinity(Monitor):
 
     def mtlcore_before_update(self, run: Run, gradients: Gradients) -> None:
         """Add this step's cosines, conflicts and norms."""
-        count = len(run.tasks)
-        if self.sums is None:
-            self.sums = torch.zeros(4, count, count, dtype=torch.float64)
-        present = torch.as_tensor(gradients.present, dtype=torch.long)
-        gramian = gradients.gramian("model")
-        losses = gradients.mean_losses()
-        cosines, met = pair_cosines(gramian)
-        norms = gramian.diagonal().clamp(min=0).sqrt()
-        at = present[:, None], present
-        number, cosine_sums, conflicts, _ = self.sums
-        number[at] += met.double()
-        cosine_sums[at] += torch.where(torch.eye(len(norms), dtype=torch.bool), norms, cosines)
-        conflicts[at] += (cosines < 0).double()
-        usable = met & (losses > 0)
-        self._step = present, torch.where(usable, gramian / losses.where(losses > 0, 1), 0)
-        self.steps += 1
+        if self.pairs is None:
+            self.pairs = PairSums(len(run.tasks))
+            self.affinities = torch.zeros_like(self.pairs.sums[0])
+        gramian, losses = gradients.gramian("model"), gradients.mean_losses()
+        self.pairs.add(gradients.present, gramian)
+        usable = losses > 0
+        per_rate = torch.where(usable, gramian / losses.where(usable, 1), 0)
+        self._step = torch.as_tensor(gradients.present, dtype=torch.long), per_rate
 
     def mtlcore_step_end(self, run: Run, record: Mapping[str, Any]) -> None:
         """Add the affinities, now that the learning rate of the step is told."""
-        if self.sums is None or self._step is None:
+        if self.affinities is None or self._step is None:
             return
         present, per_rate = self._step
-        self.sums[3, present[:, None], present] += record["learning_rate"] * per_rate
+        self.affinities[present[:, None], present] += record["learning_rate"] * per_rate
         self._step = None
 
     def mtlcore_run_end(self, run: Run) -> None:
         """Write affinity.json."""
-        if is_main() and self.sums is not None:
+        if is_main() and self.pairs is not None:
             text = json.dumps(self.measured(run), indent=1)
             (run.folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     def measured(self, run: Run) -> dict[str, Any]:
         """What affinity.json holds."""
-        assert self.sums is not None
-        number, cosine_sums, conflicts, affinities = self.sums
-        own = number.diagonal()
-        norms = cosine_sums.diagonal() / own.clamp(min=1)
-        cosine_sums = cosine_sums.clone().fill_diagonal_(0) + own.diag()  # 1 with itself
+        assert self.pairs is not None
+        assert self.affinities is not None
         return {
             "tasks": [task.name for task in run.tasks],
-            "steps": self.steps,
-            "norm": [float(n) if k else None for n, k in zip(norms, own, strict=True)],
-            "together": number.long().tolist(),
-            "cosine": _means(cosine_sums, number),
-            "conflict": _means(conflicts, number),
-            "affinity": _means(affinities, number),
+            **self.pairs.means(),
+            "affinity": means(self.affinities, self.pairs.sums[0]),
         }
 
     def mtlcore_report(self, run: Run) -> list[Section]:
         """Heatmaps of the pairs, and a table of the tasks."""
-        if self.sums is None:
+        if self.pairs is None:
             return []
         found = self.measured(run)
         names = found["tasks"]
-        if not self.sums[0].triu(1).any():  # no two tasks met in a step
+        if not self.pairs.sums[0].triu(1).any():  # no two tasks met in a step
             return []
         titles = {
             "cosine": "mean cosine of the gradients",
@@ -167,29 +151,22 @@ class Affinity(Monitor):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums [4, T, T] and the number of steps, once a step was taken."""
-        return {} if self.sums is None else {"sums": self.sums.clone(), "steps": self.steps}
+        """The sums of the pairs [3, T, T] and of the affinities [T, T], once a step was taken."""
+        if self.pairs is None or self.affinities is None:
+            return {}
+        return {
+            "steps": self.pairs.steps,
+            "pairs": self.pairs.sums.clone(),
+            "affinities": self.affinities.clone(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        saved = state.get("sums")
-        self.sums = None if saved is None else saved.clone()
-        self.steps = int(state.get("steps", 0))
-
-
-def pair_cosines(gramian: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines [..., T', T'] and which pairs have one: both gradients are not 0."""
-    norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    products = norms[..., :, None] * norms[..., None, :]
-    met = products > 0
-    return torch.where(met, gramian / products.where(met, 1), 0), met
-
-
-def _means(sums: Tensor, number: Tensor) -> list[list[float | None]]:
-    return [
-        [value / count if count else None for value, count in zip(row, counts, strict=True)]
-        for row, counts in zip(sums.tolist(), number.tolist(), strict=True)
-    ]
+        self.pairs = self.affinities = None
+        if state:
+            self.pairs = PairSums(len(state["affinities"]))
+            self.pairs.steps, self.pairs.sums = int(state["steps"]), state["pairs"].clone()
+            self.affinities = state["affinities"].clone()
 
 
 def _mean_of_others(row: list[float | None], task: int) -> float | None:

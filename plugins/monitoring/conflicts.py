@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtlcore.components import CONFLICTS, Chart, Monitor, Scope, Section
+from mtlcore.conflicts import pair_counts
 from mtlcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ class Conflicts(Monitor):
                 ),
                 table=self._table(),
                 charts=(
-                    _chart("conflicts over the steps", "share of pairs", curve, {"conflicts": 1}),
-                    _chart("spread of the norms", "largest / smallest", curve, {"spread": 2}),
-                    _chart("agreement with the mean", "mean cosine", curve, {"agreement": 3}),
+                    _chart("Conflicts over the steps", "share of pairs", curve, {"conflicts": 1}),
+                    _chart("Spread of the norms", "largest / smallest", curve, {"spread": 2}),
+                    _chart("Agreement with the mean", "mean cosine", curve, {"agreement": 3}),
                 ),
             )
         ]
@@ -132,16 +133,6 @@ class Conflicts(Monitor):
         self.places = list(state.get("places", ()))
         saved = state.get("counts")
         self.counts = None if saved is None else saved.clone()
-
-
-def pair_counts(gramians: Tensor) -> Tensor:
-    """[S, 3] pairs of gradients that are not 0, conflicts and sum of cosines, of G [S, T', T']."""
-    norms = gramians.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-    first, second = torch.triu_indices(norms.shape[1], norms.shape[1], 1)
-    products = norms[:, first] * norms[:, second]  # [S, pairs]
-    met = products > 0
-    cosines = torch.where(met, gramians[:, first, second] / products.where(met, 1), 0)
-    return torch.stack([met.sum(1), (cosines < 0).sum(1), cosines.sum(1)], dim=1).double()
 
 
 def _chart(title: str, y_label: str, curve: Tensor, columns: dict[str, int]) -> Chart:

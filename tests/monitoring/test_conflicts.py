@@ -12,10 +12,11 @@ import torch
 
 import mtlcore
 from mtlcore import checkpoint_store
+from mtlcore.conflicts import pair_counts
 from mtlcore.errors import UserError
 from mtlcore.run import Run
 from mtlcore.testing import StandInGradients, stand_in_run
-from mtlcore_plugins.monitoring.conflicts import POINTS, Conflicts, pair_counts
+from mtlcore_plugins.monitoring.conflicts import POINTS, Conflicts
 from tests.recipes import write_tiny_recipe
 
 PARTS = {"monitoring": "[conflicts]", "weighting": "equal"}

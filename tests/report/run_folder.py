@@ -20,7 +20,10 @@ def write_run(folder: Path, tasks: Sequence[str] = TASKS, *, steps: int = 60) ->
     metric = {task: METRICS[i % len(METRICS)] for i, task in enumerate(tasks)}
     write_yaml(folder / "recipe.yaml", recipe(tasks, metric))
     write(folder / "environment.json", environment(tasks))
-    write(folder / "result.json", {"step": steps, "notes": NOTES, "sections": SECTIONS})
+    write(
+        folder / "result.json",
+        {"step": steps, "notes": NOTES, "sections": SECTIONS, "conflicts": conflicts(tasks)},
+    )
     write_lines(folder / "metrics.jsonl", metrics(tasks, metric, steps))
     for split in ("test", "eval"):
         write(folder / "predictions" / split / "scores.json", scores(split, tasks, metric, steps))
@@ -141,6 +144,11 @@ def metrics(tasks: Sequence[str], metric: dict[str, str], steps: int) -> list[di
                 "penalties": {"l2_anchor": 0.01 * step},
                 "peak_memory_mb": 1480.0,
                 "task_peak_memory_mb": dict.fromkeys(tasks, 1480.0),
+                "task_norms": {t: 1 + at + 0.2 * math.sin(step) for at, t in enumerate(tasks)},
+                "conflict_rate": None if len(tasks) < 2 else (step % 4) / 3,
+                "norm_spread": None if len(tasks) < 2 else 2 + 0.5 * math.sin(step / 3),
+                "update_cosine": None if len(tasks) < 2 else 0.9 + 0.05 * math.cos(step / 5),
+                "weight_spread": {t: 0.1 + 0.02 * at for at, t in enumerate(tasks)},
             }
         )
         if step % (steps // 6) == 0:
@@ -231,6 +239,12 @@ def affinity(tasks: Sequence[str]) -> dict[str, Any]:
         "conflict": [[0.0 if i == j else abs(math.cos(i + j)) * 0.7 for j in count] for i in count],
         "affinity": [[0.002 * math.cos(2 * i + j) for j in count] for i in count],
     }
+
+
+def conflicts(tasks: Sequence[str]) -> dict[str, Any]:
+    pairs = {key: value for key, value in affinity(tasks).items() if key != "affinity"}
+    update = {"steps": 60, "mean_cosine": 0.97, "mean_angle": 14.2}
+    return {**pairs, "norm": [1.0] * len(tasks), "update": update}
 
 
 def check(tasks: Sequence[str]) -> dict[str, Any]:

@@ -132,6 +132,11 @@ def change_files(folder: Path, change: Callable[[Any], Any]) -> None:
         write_lines(path, lines)
 
 
+def change_result(folder: Path, **changes: Any) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    write(folder / "result.json", {**result, **changes})
+
+
 # -- the whole page --------------------------------------------------------------------------------
 
 
@@ -301,7 +306,12 @@ def test_sections_of_one_topic_stand_together(run: Path) -> None:
     assert not {"One", "Two", "Three", "Pairs of tasks"} & set(heads)
     part = html[html.index(f">{CONFLICTS}</h2>") :]
     part = part[: part.index("</section>")]
-    assert re.findall(r"<h3[^>]*>([^<]+)</h3>", part) == ["Pairs of tasks", "One", "Two"]
+    assert re.findall(r"<h3[^>]*>([^<]+)</h3>", part) == [
+        "Over the steps",
+        "Pairs of tasks",
+        "One",
+        "Two",
+    ]
     assert "second of the topic" in part
 
 
@@ -361,7 +371,8 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(run: Path, name: str, dam
     path = run / name
     text = path.read_bytes()
     if damage == "half":
-        path.write_bytes(b"{ : [" if name == "recipe.yaml" else text[: len(text) // 2])
+        half = text[: len(text) // 2].rstrip(b"}\n")  # never the end of a line
+        path.write_bytes(b"{ : [" if name == "recipe.yaml" else half)
     elif damage == "bytes":
         path.write_bytes(b"\xff\xfe\x00" + text)
     elif damage == "empty list":
@@ -398,6 +409,7 @@ def test_what_was_not_measured_is_one_line_with_its_command(
     run: Path, name: str, what: str
 ) -> None:
     (run / name).unlink()
+    change_result(run, conflicts=None)
     page = Page(render(run))
     line = page.text[page.text.rindex("Not measured") :]
     assert "not measured" in line
@@ -571,6 +583,58 @@ def test_a_task_without_a_row_in_any_step_has_no_weight_and_no_pair(run: Path) -
     html = render(run)
     assert "No step held rows of two tasks" in html
     assert "Mean cosine of gradients" not in html
+
+
+def test_conflicts_and_their_effect_are_told_and_drawn(run: Path) -> None:
+    html = render(run)
+    for title in (
+        "Conflicts over the steps",
+        "Spread of the norms",
+        "Gradient norms of the tasks",
+        "Cosine of the update with the mean gradient",
+        "Spread of the weights over the scopes",
+    ):
+        assert f"<title>{title}</title>" in html
+    text = Page(html).text
+    assert "50.0% of the pairs of tasks were in conflict" in text  # 0, 1/3, 2/3, 1, again and again
+    assert "(mean over 60 logged steps)" in text
+    turned = "pcgrad turned the update away from the mean gradient of the tasks: "
+    assert turned + "14.2° on average over 60 steps." in text
+    change_result(run, conflicts=None)  # as in a run that is unfinished
+    angle = sum(math.degrees(math.acos(0.9 + 0.05 * math.cos(s / 5))) for s in range(1, 61)) / 60
+    assert f"{turned}{angle:.1f}° on average over 60 logged steps." in Page(render(run)).text
+    unturned = {"steps": 9, "mean_cosine": 1.0, "mean_angle": 0.0}
+    change_result(run, conflicts={"update": unturned})
+    left = "pcgrad left the update in the direction of the mean gradient: 0.0° on average over 9"
+    assert left in Page(render(run)).text
+
+
+def test_pairs_are_those_of_the_run_itself_where_no_monitor_compared_them(run: Path) -> None:
+    (run / "affinity.json").unlink()
+    html = render(run)
+    assert "<title>Mean cosine of gradients</title>" in html
+    assert "<title>Share of steps in conflict</title>" in html
+    assert "First-order affinity" not in html
+
+
+def test_a_run_in_which_no_gramian_was_measured_tells_no_conflicts(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = ("task_norms", "conflict_rate", "norm_spread", "update_cosine", "weight_spread")
+    write_lines(run / "metrics.jsonl", [line | dict.fromkeys(keys) for line in lines])
+    change_result(run, conflicts=None)
+    html = render(run)
+    assert "Over the steps" not in html
+    assert "Cosine of the update" not in html
+    assert "mean gradient" not in html
+
+
+def test_what_a_monitor_draws_of_every_step_is_not_drawn_of_the_logged_ones(run: Path) -> None:
+    chart = {"kind": "lines", "title": "Conflicts over the steps", "series": {"a": [[1, 0.5]]}}
+    change_result(run, sections=[{"title": "Mine", "charts": [chart]}])
+    html = render(run)
+    assert html.count("<title>Conflicts over the steps</title>") == 1
+    assert "of the pairs of tasks were in conflict" not in html
+    assert "<title>Spread of the norms</title>" in html
 
 
 def test_heatmaps_of_a_section_that_have_a_part_of_their_own_are_not_drawn_twice(run: Path) -> None:
