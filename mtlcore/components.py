@@ -196,6 +196,15 @@ class Weighting(Component):
     homogeneity: float | None = None  # k, if J and l times c give weights times c^k
     scope: Scope = "model"  # whether weights are [T] for the model, or [S, T] by layer or factor
     schedule: WeightSchedule = WeightSchedule()  # set by the framework
+    inner: Weighting | None = None  # the weighting that its option `main` names
+
+    def set_inner(self, inner: Weighting) -> None:
+        """Take the weighting that the option `main` names; called once, before the run."""
+        self.inner = inner
+
+    def inner_places(self, run: Run, present: Sequence[int]) -> Sequence[int]:
+        """Which of the present tasks, as places in 0 .. T'-1, the inner weighting is given."""
+        return range(len(present))
 
     def needs_at(self, step: int, present: Sequence[int]) -> Needs:
         """What it reads in a step with these tasks, which the schedule may make less."""
