@@ -198,6 +198,12 @@ class TaskRecipe(Section):
     loss_weight: Float = Field(
         default=1.0, gt=0, description="Multiplies the task's loss, before all."
     )
+    max_share: Float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="At most this share of a step's rows, while other tasks can have the rest.",
+    )
     rows: ComponentSpec = Field(
         default=ComponentSpec(name="shuffled"), description="Which rows of the task come next."
     )
@@ -317,7 +323,7 @@ class TrainingRecipe(Section):
         default=None, description="Optimizer steps; wins over epochs."
     )
     num_train_epochs: Float = Field(
-        default=1.0, gt=0, description="Passes over the largest task's rows."
+        default=1.0, gt=0, description="Passes over the largest main task's rows."
     )
     per_device_train_batch_size: Int = Field(
         default=16, gt=0, description="Rows per pass, all tasks."
