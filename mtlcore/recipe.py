@@ -85,8 +85,16 @@ class ModelRecipe(Section):
     )
 
 
+def _path_or_inputs(schema: dict[str, Any]) -> None:
+    """Either is enough: `path` is made of `inputs_of`."""
+    schema["anyOf"] = [{"required": [key]} for key in ("path", "inputs_of")]
+    del schema["required"]
+
+
 class SourceRecipe(Section):
     """Where rows come from: `data/train.jsonl` or `{path: ..., split: ...}`."""
+
+    model_config = ConfigDict(json_schema_extra=_path_or_inputs)
 
     path: Text = Field(
         description="A file (jsonl, json, csv, tsv, parquet), a save_to_disk folder or a hub name."
@@ -99,16 +107,30 @@ class SourceRecipe(Section):
     data_files: str | list[str] | None = Field(
         default=None, description="Files inside the folder or hub data set at `path`."
     )
+    inputs_of: Literal["all"] | list[str] | None = Field(
+        default=None,
+        description="In place of a path: the train prompts of these main tasks, in a column text.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _from_yaml(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("inputs_of") and "path" not in value:
+            return {**value, "path": path_of_inputs(value["inputs_of"])}
         return {"path": value} if isinstance(value, str) else value
 
     @model_serializer(mode="wrap")
     def _to_yaml(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
         given = {key: value for key, value in handler(self).items() if value is not None}
+        if self.inputs_of and self.path == path_of_inputs(self.inputs_of):
+            del given["path"]
         return self.path if set(given) == {"path"} else given
+
+
+def path_of_inputs(tasks: object) -> str:
+    """What stands for the path of rows that are other tasks' inputs."""
+    names = tasks if isinstance(tasks, list) else [tasks]
+    return f"inputs of {', '.join(map(str, names))}"
 
 
 class SplitRecipe(Section):
@@ -159,7 +181,9 @@ class CleaningRecipe(Section):
         default="keep", description="Rows whose texts and label equal those of an earlier one."
     )
     leakage: Literal["keep", "drop"] = Field(
-        default="keep", description="Train rows whose texts stand among the eval or test rows too."
+        default="keep",
+        description="Train rows whose texts stand among the eval or test rows too; of an auxiliary "
+        "task: among those of any main task.",
     )
 
 
