@@ -97,7 +97,8 @@ class SourceRecipe(Section):
     model_config = ConfigDict(json_schema_extra=_path_or_inputs)
 
     path: Text = Field(
-        description="A file (jsonl, json, csv, tsv, parquet), a save_to_disk folder or a hub name."
+        description="A file (jsonl, json, csv, tsv, parquet, txt), a save_to_disk folder or a hub "
+        "name."
     )
     name: Text | None = Field(default=None, description="Configuration of a hub data set.")
     split: Text | None = Field(
