@@ -197,8 +197,8 @@ def forgetting(run: Run, before: Path, after: Scores) -> dict[str, Any]:
     """What became of the old tasks: their primary metric (or loss) before and after.
 
     `change` is after - before, its sign such that positive is better. `mean_change` is the mean
-    over the old tasks that have a metric, each mapped to 0 .. 1 first: the backward transfer of
-    Lopez-Paz & Ranzato (NeurIPS 2017, https://arxiv.org/abs/1706.08840) for one added stage.
+    over the old main tasks that have a metric, each mapped to 0 .. 1 first: the backward transfer
+    of Lopez-Paz & Ranzato (NeurIPS 2017, https://arxiv.org/abs/1706.08840) for one added stage.
     `new_tasks` have no score before: the old run knows nothing of them.
     """
     old = json.loads(before.read_text(encoding="utf-8"))["tasks"]
@@ -216,7 +216,7 @@ def forgetting(run: Run, before: Path, after: Scores) -> dict[str, Any]:
             "after": is_now,
             "change": sign * (is_now - was),
         }
-        if now.primary:
+        if now.primary and not now.auxiliary:
             changes.append(evaluators[0].normalized(is_now) - evaluators[0].normalized(was))
     return {
         "split": after.split,

@@ -196,6 +196,15 @@ class Weighting(Component):
     homogeneity: float | None = None  # k, if J and l times c give weights times c^k
     scope: Scope = "model"  # whether weights are [T] for the model, or [S, T] by layer or factor
     schedule: WeightSchedule = WeightSchedule()  # set by the framework
+    inner: Weighting | None = None  # the weighting that its option `main` names
+
+    def set_inner(self, inner: Weighting) -> None:
+        """Take the weighting that the option `main` names; called once, before the run."""
+        self.inner = inner
+
+    def inner_places(self, run: Run, present: Sequence[int]) -> Sequence[int]:
+        """Which of the present tasks, as places in 0 .. T'-1, the inner weighting is given."""
+        return range(len(present))
 
     def needs_at(self, step: int, present: Sequence[int]) -> Needs:
         """What it reads in a step with these tasks, which the schedule may make less."""
@@ -260,12 +269,34 @@ class Sampler(Component):
         return self.expected_shares(run, 0)
 
     def trained_shares(self, run: Run, shares: Sequence[float]) -> list[float]:
-        """[T] without the tasks of other stages; those of this one share the rows as before."""
+        """[T] without the tasks of other stages; those of this one share the rows as before.
+
+        No task has more than its `max_share`, as long as another can have the rest.
+        """
         pairs = zip(shares, run.tasks, strict=True)
         trained = [share * run.is_active(task) for share, task in pairs]
         if not sum(trained):
             raise ValueError(f"sampling {self.name!r} has no share for any task of this stage")
-        return [share / sum(trained) for share in trained]
+        limits = [task.recipe.max_share for task in run.tasks]
+        return within([share / sum(trained) for share in trained], limits)
+
+
+def within(shares: Sequence[float], limits: Sequence[float]) -> list[float]:
+    """[T] shares of sum 1, none above its limit; what is over goes to the others as they share.
+
+    Where every share is at its limit they go by their limits instead.
+    """
+    found, full = list(shares), set[int]()
+    while over := {t for t, share in enumerate(found) if share > limits[t]} - full:
+        full |= over
+        taken = sum(limits[t] for t in full)
+        free = sum(share for t, share in enumerate(shares) if t not in full)
+        if not free:
+            return [limits[t] / taken * (t in full) for t in range(len(shares))]
+        found = [
+            limits[t] if t in full else share * (1 - taken) / free for t, share in enumerate(shares)
+        ]
+    return found
 
 
 class RowChooser(Component):

@@ -163,6 +163,7 @@ def mtlcore_after_update(run: Run, losses_again: Callable[[], Tensor]) -> None:
 
     `losses_again()` [T'] are the losses that the weighting got, of the same rows under the same
     dropout, with the new weights: one more forward pass over the step, of all processes together.
+    With a weighting inside another (`main`), the losses that the inner one got.
     """
 
 

@@ -85,11 +85,20 @@ class ModelRecipe(Section):
     )
 
 
+def _path_or_inputs(schema: dict[str, Any]) -> None:
+    """Either is enough: `path` is made of `inputs_of`."""
+    schema["anyOf"] = [{"required": [key]} for key in ("path", "inputs_of")]
+    del schema["required"]
+
+
 class SourceRecipe(Section):
     """Where rows come from: `data/train.jsonl` or `{path: ..., split: ...}`."""
 
+    model_config = ConfigDict(json_schema_extra=_path_or_inputs)
+
     path: Text = Field(
-        description="A file (jsonl, json, csv, tsv, parquet), a save_to_disk folder or a hub name."
+        description="A file (jsonl, json, csv, tsv, parquet, txt), a save_to_disk folder or a hub "
+        "name."
     )
     name: Text | None = Field(default=None, description="Configuration of a hub data set.")
     split: Text | None = Field(
@@ -99,16 +108,30 @@ class SourceRecipe(Section):
     data_files: str | list[str] | None = Field(
         default=None, description="Files inside the folder or hub data set at `path`."
     )
+    inputs_of: Literal["all"] | list[str] | None = Field(
+        default=None,
+        description="In place of a path: the train prompts of these main tasks, in a column text.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _from_yaml(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("inputs_of") and "path" not in value:
+            return {**value, "path": path_of_inputs(value["inputs_of"])}
         return {"path": value} if isinstance(value, str) else value
 
     @model_serializer(mode="wrap")
     def _to_yaml(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
         given = {key: value for key, value in handler(self).items() if value is not None}
+        if self.inputs_of and self.path == path_of_inputs(self.inputs_of):
+            del given["path"]
         return self.path if set(given) == {"path"} else given
+
+
+def path_of_inputs(tasks: object) -> str:
+    """What stands for the path of rows that are other tasks' inputs."""
+    names = tasks if isinstance(tasks, list) else [tasks]
+    return f"inputs of {', '.join(map(str, names))}"
 
 
 class SplitRecipe(Section):
@@ -159,7 +182,9 @@ class CleaningRecipe(Section):
         default="keep", description="Rows whose texts and label equal those of an earlier one."
     )
     leakage: Literal["keep", "drop"] = Field(
-        default="keep", description="Train rows whose texts stand among the eval or test rows too."
+        default="keep",
+        description="Train rows whose texts stand among the eval or test rows too; of an auxiliary "
+        "task: among those of any main task.",
     )
 
 
@@ -197,6 +222,12 @@ class TaskRecipe(Section):
     )
     loss_weight: Float = Field(
         default=1.0, gt=0, description="Multiplies the task's loss, before all."
+    )
+    max_share: Float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="At most this share of a step's rows, while other tasks can have the rest.",
     )
     rows: ComponentSpec = Field(
         default=ComponentSpec(name="shuffled"), description="Which rows of the task come next."
@@ -317,7 +348,7 @@ class TrainingRecipe(Section):
         default=None, description="Optimizer steps; wins over epochs."
     )
     num_train_epochs: Float = Field(
-        default=1.0, gt=0, description="Passes over the largest task's rows."
+        default=1.0, gt=0, description="Passes over the largest main task's rows."
     )
     per_device_train_batch_size: Int = Field(
         default=16, gt=0, description="Rows per pass, all tasks."

@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mtlcore.errors import did_you_mean, nearest
+from mtlcore.recipe import path_of_inputs
 
 if TYPE_CHECKING:
     from mtlcore.recipe import ComponentSpec, Recipe, SharingRecipe
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 KeyPath = tuple[str | int, ...]
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LONGEST_NAME = 100  # a file name has at most 255 bytes, and names are parts of file names
+SPLITS = ("train", "eval", "test")
 DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])", re.IGNORECASE)
 """Names that Windows keeps for devices: a run folder may be copied there."""
 
@@ -46,6 +48,7 @@ def problems_between_fields(recipe: Recipe) -> list[FieldProblem]:
     """Everything that is wrong between fields that are right by themselves."""
     return [
         *_tasks(recipe),
+        *_inputs_of_tasks(recipe),
         *_sharing(recipe),
         *_names_used_twice(recipe),
         *_stages(recipe),
@@ -78,6 +81,41 @@ def _tasks(recipe: Recipe) -> Iterator[FieldProblem]:
         yield FieldProblem(
             ("tasks",), "all tasks are auxiliary", "give at least one `role: main` (the default)"
         )
+
+
+def _inputs_of_tasks(recipe: Recipe) -> Iterator[FieldProblem]:
+    """`inputs_of` is for the train rows of auxiliary tasks, and names main ones."""
+    for name, task in recipe.tasks.items():
+        for split in SPLITS:
+            source = getattr(task, split)
+            if source is None or source.inputs_of is None:
+                continue
+            path: KeyPath = ("tasks", name, split, "inputs_of")
+            if split != "train":
+                yield FieldProblem(path, "is for train rows alone", "name a file")
+            elif task.role != "auxiliary":
+                what = "gives rows that are trained on by their own task too"
+                fix = f"set tasks.{name}.role to auxiliary"
+                yield FieldProblem(path, what, fix, (("tasks", name, "role"),))
+            for option in ("path", "name", "split", "revision", "data_files"):
+                given = getattr(source, option)
+                if given not in (None, path_of_inputs(source.inputs_of)):
+                    what = "has no meaning beside inputs_of"
+                    yield FieldProblem(("tasks", name, split, option), what, "keep one of them")
+            yield from _named_inputs(recipe, path, source.inputs_of)
+
+
+def _named_inputs(
+    recipe: Recipe, path: KeyPath, names: Literal["all"] | list[str]
+) -> Iterator[FieldProblem]:
+    main = [name for name, task in recipe.tasks.items() if task.role == "main"]
+    if not names:
+        yield FieldProblem(path, "names no task", "write `all`, or a list of main tasks")
+    for index, name in enumerate(names if isinstance(names, list) else ()):
+        if name not in main:
+            what = f"{name!r} is an auxiliary task" if name in recipe.tasks else f"no task {name!r}"
+            fix, reads = did_you_mean(name, main), (("tasks",),)
+            yield FieldProblem((*path, index), what, fix, reads)
 
 
 def _file_name(path: KeyPath, names: Iterable[str]) -> Iterator[FieldProblem]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import ValidationError
+
 from mtlcore.components import Component, WeightSchedule
 from mtlcore.errors import Problem, UserError
+from mtlcore.recipe import ComponentSpec
 from mtlcore.weight_schedule import ScheduledWeighting
 
 if TYPE_CHECKING:
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
     from mtlcore.data.tasks import Task
     from mtlcore.model.layout import Layout
     from mtlcore.plugins import PluginManager
-    from mtlcore.recipe import ComponentSpec, Recipe
+    from mtlcore.recipe import Recipe
 
 
 @dataclass
@@ -34,7 +38,12 @@ class Made:
     @property
     def weighting(self) -> Any:
         """The one that is asked: with a schedule, what stands around the recipe's weighting."""
-        return (self.of_kind("weighting_schedule") or self.of_kind("weighting"))[0]
+        return self.asked("weighting")
+
+    def asked(self, where: str) -> Any:
+        """The weighting of a key, or the schedule around it; None if there is none."""
+        found = {key.rpartition(":")[0]: component for key, component in self.by_key.items()}
+        return found.get(f"{where}.schedule", found.get(where))
 
 
 class Named(NamedTuple):
@@ -47,10 +56,12 @@ class Named(NamedTuple):
 
 def named_components(recipe: Recipe) -> dict[str, Named]:
     """Key of the recipe -> the component named there, formats left out, in a fixed order."""
-    found = {
-        "weighting": Named("weighting", recipe.weighting),
-        "sampling": Named("sampling", recipe.sampling),
-    }
+    found: dict[str, Named] = {}
+    with suppress(ValidationError):  # which the weighting itself tells
+        if (main := recipe.weighting.options.get("main")) is not None:
+            found["weighting.main"] = Named("weighting", ComponentSpec.model_validate(main))
+    found["weighting"] = Named("weighting", recipe.weighting)
+    found["sampling"] = Named("sampling", recipe.sampling)
     for kind in ("regularization", "monitoring", "auditing"):
         for index, spec in enumerate(getattr(recipe, kind)):
             found[f"{kind}[{index}]"] = Named(kind, spec)
@@ -77,6 +88,8 @@ def make_components(recipe: Recipe, plugins: PluginManager) -> Made:
             component.tasks = (task,)
         if kind == "evaluation":
             made.evaluators[str(task)].append(component)
+        if where == "weighting" and (inner := made.asked("weighting.main")):
+            component.set_inner(inner)
         made.by_key[f"{where}:{spec.name}"] = component
         plugins.register(component)
         if kind == "weighting" and component.schedule != WeightSchedule():

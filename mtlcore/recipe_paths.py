@@ -11,7 +11,7 @@ from mtlcore.errors import nearest_file
 from mtlcore.recipe_checks import FieldProblem, KeyPath
 from mtlcore.recipe_yaml import Document
 
-DATA_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+DATA_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".zst")
 LOCAL_STARTS = ("./", "../", "/", "~", ".\\")
 
 

@@ -35,8 +35,8 @@ class Stage:
 def plan_stages(run: Run) -> list[Stage]:
     """The stages of a recipe; one with all tasks if it names none.
 
-    A stage without `max_steps` takes the steps in which its largest task is seen
-    `num_train_epochs` times.
+    A stage without `max_steps` takes the steps in which its largest main task, or its largest
+    where it has no main one, is seen `num_train_epochs` times.
     """
     training = run.recipe.training
     if not run.recipe.stages:
@@ -55,7 +55,9 @@ def _stage(run: Run, stage: StageRecipe) -> Stage:
 
 
 def _steps(run: Run, active: tuple[bool, ...], epochs: float) -> int:
-    sizes = [len(task.train) * on for task, on in zip(run.tasks, active, strict=True)]
+    trained = [task for task, on in zip(run.tasks, active, strict=True) if on]
+    counted = [task for task in trained if task.recipe.role == "main"] or trained
+    sizes = [len(task.train) * (task in counted) for task in run.tasks]
     largest = max(range(len(sizes)), key=sizes.__getitem__)
     share = expected_shares(run, active)[largest]
     if not share:

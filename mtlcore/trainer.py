@@ -147,7 +147,10 @@ class Trainer:
 
     @torch.no_grad()
     def losses_again(self, batches: Sequence[Batch]) -> Tensor:
-        """[T'] the step's losses, task penalties included, with the weights of now."""
+        """[T'] the step's losses, task penalties included, with the weights of now.
+
+        With a weighting inside the recipe's, those of the tasks that the inner one is given.
+        """
         run = self.run
         torch.manual_seed(seed_of(run.seed, run.step, "dropout", rank()))
         sums = torch.zeros(len(run.tasks), dtype=torch.float64)
@@ -161,7 +164,8 @@ class Trainer:
                         losses = losses + penalty.value
             sums += losses.double().cpu()
         run.model.routing.leave()
-        return self.gradients.mean_losses_of(all_reduce_sum(sums))
+        given = run.weighting.inner_places(run, self.gradients.present)
+        return self.gradients.mean_losses_of(all_reduce_sum(sums))[list(given)]
 
     def combine(
         self, weights: Tensor | Direction | None

@@ -63,11 +63,15 @@ class ScheduledWeighting(Weighting):
                 "set weighting.warmup lower"
             )
 
+    def inner_places(self, run: Run, present: Sequence[int]) -> Sequence[int]:
+        """Those of the weighting."""
+        return self.weighting.inner_places(run, present)
+
     def needs_at(self, step: int, present: Sequence[int]) -> Needs:
         """Nothing where its answer is known before the step."""
         one_row = self.kept is None or self.kept.ndim == 1  # weights by scope need the rows of J
         known = step < self.schedule.warmup or (one_row and not self._asks(step, present))
-        return "nothing" if known else self.needs
+        return "nothing" if known else self.weighting.needs_at(step, present)
 
     def _asks(self, step: int, present: Sequence[int]) -> bool:
         past = step - self.schedule.warmup

@@ -14,6 +14,7 @@ import mtlcore
 from mtlcore.adaptation import forgetting
 from mtlcore.errors import UserError
 from mtlcore.model.fingerprint import fingerprint
+from tests.evaluation.test_auxiliary_tasks import auxiliary_in
 from tests.models import backbone
 from tests.recipes import TASKS, final_adapters, metrics, training_part, write_tiny_recipe
 
@@ -246,6 +247,8 @@ def test_the_mean_change_is_that_of_scores_from_0_to_1(old_run: Path, tmp_path: 
     told = forgetting(run, before, scores)
     changes = [row["change"] for row in told["tasks"].values()]
     assert told["mean_change"] == pytest.approx((changes[0] + changes[1] / 100) / 2)
+    scores = auxiliary_in(scores, "spelling")
+    assert forgetting(run, before, scores)["mean_change"] == pytest.approx(changes[0])
 
 
 def test_resume_needs_the_start_run_no_more(old_run: Path, tmp_path: Path) -> None:

@@ -71,6 +71,16 @@ def text_key(example: Example) -> str:
     return "\x1f".join([text, *sorted(map(normalized, example.options))])
 
 
+def shown_text(example: Example) -> str:
+    """The longest text of a row's columns that its prompt shows, else all of the prompt.
+
+    It is the same whatever template is around it, in the normal form of `text_key`.
+    """
+    whole = normalized(example.prompt if example.prompt_length else example.target)
+    columns = (normalized(value) for value in example.fields.values() if isinstance(value, str))
+    return max((text for text in columns if text and text in whole), key=len, default=whole)
+
+
 def repeated(keys: Mapping[int, Key], numbers: Iterable[int]) -> set[int]:
     """Numbers of rows whose key an earlier row has; a row without a key repeats nothing."""
     seen: set[Key] = set()

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mtlcore.components import Format
-from mtlcore.data.cleaning import Key, clean_rows, repeated, text_key, whole_key
+from mtlcore.data.cleaning import Key, clean_rows, repeated, shown_text, text_key, whole_key
 from mtlcore.data.example import Example, RowError, head_row
 from mtlcore.data.holdout import hold_out
 from mtlcore.data.lengths import fit, needed_length
+from mtlcore.data.readers import Table
 from mtlcore.data.sources import Rows, load_rows
 from mtlcore.data.special import make_example
 from mtlcore.data.splits import SPLITS, Counts, Split
@@ -85,6 +86,7 @@ class TaskLoader:
         learned: Learned | None = None,
     ) -> None:
         self.name = name
+        self.whole_recipe = recipe
         self.recipe = recipe.tasks[name]
         self.tokenizer = tokenizer
         self.max_length = recipe.training.max_length
@@ -125,9 +127,48 @@ class TaskLoader:
 
     def read(self, source: SourceRecipe, split: str) -> Part:
         """All rows of a source, their texts in normal form."""
+        if source.inputs_of is not None:
+            return self._inputs(source.path, source.inputs_of)
         rows = load_rows(source, self.name, f"{self.where}.{split}")
         rows, changed = clean_rows(rows, self.recipe.cleaning)
         return Part(rows, range(len(rows)), rows.bad, changed)
+
+    def _inputs(self, path: str, names: str | Sequence[str]) -> Part:
+        """The prompts of main tasks' train rows, without those that any of them is scored on."""
+        examples = list(self._main_examples(("train",), names))
+        scored = self._scored_texts()
+        kept = [example.prompt for example in examples if shown_text(example) not in scored]
+        texts = list(dict.fromkeys(text for text in kept if text.strip()))
+        if not texts:
+            raise UserError(
+                f"task {self.name!r}: the {path} give no text to learn: of {len(examples)} train "
+                f"rows {len(examples) - len(kept)} stand among eval or test rows, and the others "
+                "have no prompt",
+                where=f"{self.where}.train",
+                fix="name other tasks, or a file of texts",
+            )
+        mark = hashlib.sha256("\x1f".join(texts).encode()).hexdigest()
+        table = Table([{"text": text} for text in texts], None, ("text",))
+        leaked = len(examples) - len(kept)
+        return Part(Rows(path, mark, ((path, table),)), range(len(texts)), [], leaked=leaked)
+
+    def _scored_texts(self) -> set[str]:
+        """`shown_text` of the rows that main tasks are scored on."""
+        return {shown_text(example) for example in self._main_examples(("eval", "test"))}
+
+    def _main_examples(
+        self, splits: Sequence[str], names: str | Sequence[str] = "all"
+    ) -> Iterator[Example]:
+        """The rows of main tasks, as far as they can be read; an unreadable file raises."""
+        for name, task in self.whole_recipe.tasks.items():
+            if task.role != "main" or (names != "all" and name not in names):
+                continue
+            loader = TaskLoader(self.whole_recipe, name, self.tokenizer, self._plugins)
+            parts = loader.parts(SPLITS)
+            for part in (parts[split] for split in splits if split in parts):
+                for number in part.numbers:
+                    with suppress(RowError):
+                        yield loader.example(part.source, number)
 
     def divide(self, whole: Mapping[str, Part]) -> dict[str, Part]:
         """What was read, by split: without what is dropped or left out, and train divided."""
@@ -211,33 +252,37 @@ class TaskLoader:
     def _first_pass(self, whole: Mapping[str, Part]) -> dict[str, dict[int, tuple[Key, str]]]:
         """`whole_key` and `text_key` of all rows by number; bad rows have none.
 
+        An auxiliary task, which is compared with other tasks, has `shown_text` for `text_key`.
+
         What a row says is known only when its format has read it, and the format of the task is
         shown its train rows once, when they are known: another one reads them here.
         """
         form = self._new_format()
         self._prepare(form, whole["train"])
+        key = shown_text if self.recipe.role == "auxiliary" else text_key
         found: dict[str, dict[int, tuple[Key, str]]] = {}
         for name, part in whole.items():
             found[name] = {}
             for number in part.numbers:
                 with suppress(RowError):
                     example = self.example(part.source, number, form)
-                    found[name][number] = whole_key(example), text_key(example)
+                    found[name][number] = whole_key(example), key(example)
         return found
 
     def _without_leaked(
         self, parts: Mapping[str, Part], keys: Mapping[str, Mapping[int, tuple[Key, str]]]
     ) -> Part:
-        """The train rows whose texts are not among those that the task is scored on."""
+        """The train rows whose texts are not among those that are scored."""
         train = parts["train"]
-        scored: set[str] = set()
+        scored = self._scored_texts() if self.recipe.role == "auxiliary" else set[str]()
         for name, part in parts.items():
             if name != "train":
                 known = keys.get(name, keys["train"])  # a part without a file was held out
                 scored |= {known[number][1] for number in part.numbers if number in known}
         known = keys["train"]
         stay = [n for n in train.numbers if n not in known or known[n][1] not in scored]
-        return replace(train, numbers=stay, leaked=len(train.numbers) - len(stay))
+        leaked = train.leaked + len(train.numbers) - len(stay)
+        return replace(train, numbers=stay, leaked=leaked)
 
     def column_problems(self, rows: Rows, where: str) -> Iterator[Problem]:
         """Required and mapped columns must exist; says what was found instead."""

@@ -1,4 +1,4 @@
-"""Bytes of a file -> rows: JSON lines, JSON, CSV, TSV and parquet."""
+"""Bytes of a file -> rows: JSON lines, JSON, CSV, TSV, parquet and plain text."""
 
 from __future__ import annotations
 
@@ -189,6 +189,19 @@ def read_tsv(data: bytes) -> Table:
     return read_csv(data, delimiter="\t")
 
 
+def read_text(data: bytes) -> Table:
+    """Plain text: each paragraph, up to a blank line, is a row with the column text."""
+    table, lines, first = Table(columns=("text",)), list[str](), 0
+    for number, line in enumerate([*_decode(data).split("\n"), ""], start=1):
+        if line.strip():
+            first = first if lines else number
+            lines.append(line.rstrip("\r"))
+        elif lines:
+            table.add({"text": "\n".join(lines)}, first)
+            lines = []
+    return table
+
+
 def read_parquet(data: bytes) -> Table:
     """A parquet file."""
     import pyarrow  # type: ignore[import-untyped]
@@ -210,6 +223,7 @@ READERS: dict[str, Callable[[bytes], Table]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".parquet": read_parquet,
+    ".txt": read_text,
 }
 """The reader of each file-name ending; all but parquet also with .gz after it."""
 

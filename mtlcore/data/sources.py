@@ -29,7 +29,7 @@ PACKED_RATIO = 200  # texts reach 3 to 20, a file of one row a million times 250
 SMALL = 2**26
 GZIP = b"\x1f\x8b"
 """How every gz file begins."""
-KINDS = "jsonl, json, csv, tsv (each also .gz), parquet"
+KINDS = "jsonl, json, csv, tsv, txt (each also .gz), parquet"
 
 
 @dataclass(frozen=True)

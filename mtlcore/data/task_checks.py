@@ -511,6 +511,8 @@ class TaskChecker:
         fixes = []
         if places.count and other_task == self.name and other_split == "train":
             fixes.append(f"set {self.loader.where}.cleaning.leakage to drop")
+        elif places.count and self.recipe.tasks[other_task].role == "auxiliary":
+            fixes.append(f"set tasks.{other_task}.cleaning.leakage to drop")
         elif places.count:
             fixes.append("take these rows out of one of them")
         if near.count:

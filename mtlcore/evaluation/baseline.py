@@ -146,9 +146,16 @@ def train(loaded: LoadedRecipe, *, resume: bool | str | Path = False) -> Run:
 
 
 def _chosen(recipe: Recipe, tasks: Sequence[str] | None, auxiliary: bool) -> list[str]:
+    alone = {n: task for n, task in recipe.tasks.items() if task.train.inputs_of is None}
     if tasks is None:
-        return [n for n, task in recipe.tasks.items() if auxiliary or task.role == "main"]
+        return [n for n, task in alone.items() if auxiliary or task.role == "main"]
     require_tasks(tasks, recipe.tasks)
+    for name in tasks:
+        if name not in alone:
+            raise UserError(
+                f"{name!r} learns the inputs of other tasks, and has no baseline without them",
+                fix="leave it out",
+            )
     return [name for name in recipe.tasks if name in tasks]
 
 

@@ -156,7 +156,7 @@ def with_intervals(
             [evaluator.normalized(value) for value in drawn.tolist()], dtype=torch.float64
         )
     found = replace(scores, by_task=by_task)
-    counted = [name for name in found.counted if name in values]
+    counted = [name for name in found.values if name in values]
     return replace(found, overall_interval=interval(_overall(found, values, counted)))
 
 

@@ -159,12 +159,13 @@ def _task_score(kept: KeptRun, task: str, found: dict[str, Any]) -> TaskScore:
 def plan_folds(
     recipe: Recipe, folds: int, *, by: str | None = None, stratify: str | None = None
 ) -> list[TaskFolds]:
-    """Deal the rows of every task; UserError where that cannot be done."""
+    """Deal the rows of every task with rows of its own; UserError where that cannot be done."""
     if folds < 2:
         raise UserError(
             f"{folds} folds leave nothing to learn", where="--folds", fix="give 2 or more"
         )
-    return [_plan(recipe, task, folds, by, stratify) for task in _load(recipe)]
+    own = [task for task in _load(recipe) if task.recipe.train.inputs_of is None]
+    return [_plan(recipe, task, folds, by, stratify) for task in own]
 
 
 def _load(recipe: Recipe) -> list[Task]:

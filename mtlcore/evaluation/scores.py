@@ -45,14 +45,15 @@ class Scores:
 
     @property
     def counted(self) -> dict[str, TaskScore]:
-        """The main tasks; all of them when only auxiliary ones were scored."""
+        """The main tasks, for `loss` all of them when only auxiliary ones were scored."""
         main = {name: score for name, score in self.by_task.items() if not score.auxiliary}
         return main or dict(self.by_task)
 
     @property
     def values(self) -> dict[str, float]:
-        """What the overall score is made of: the primary metric of each counted task, in 0 .. 1."""
-        return {n: s.value for n, s in self.counted.items() if s.value is not None}
+        """What the overall score is made of: the primary metric of each main task, in 0 .. 1."""
+        main = {n: s for n, s in self.by_task.items() if not s.auxiliary}
+        return {n: s.value for n, s in main.items() if s.value is not None}
 
     @property
     def loss(self) -> float:

@@ -101,6 +101,7 @@ def _found_at(path: Path) -> Iterator[_Found]:
         yield from _saved(path)
     else:
         files = [f for f in sorted(path.rglob("*")) if f.is_file() and file_ending(f)]
+        files = [f for f in files if f.suffix.lower() != ".txt"]  # notes, more often than rows
         files = [f for f in files if not _is_hidden(f.relative_to(path))]
         if not files:
             raise UserError(f"{path} has no file of rows", fix="name files of rows")

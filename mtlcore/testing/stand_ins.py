@@ -40,7 +40,12 @@ def stand_in_run(
     from mtlcore import seeds
 
     tasks = [
-        SimpleNamespace(name=name, index=index, train=range(count))
+        SimpleNamespace(
+            name=name,
+            index=index,
+            train=range(count),
+            recipe=SimpleNamespace(role="main", max_share=1.0),
+        )
         for index, (name, count) in enumerate(rows.items())
     ]
     training = SimpleNamespace(

@@ -498,7 +498,7 @@ def test_bad_rows_are_told_with_their_place(cli: CommandLine, here: Path, model:
     ("files", "message"),
     [
         (["nothing.jsonl"], "no such file: nothing.jsonl"),
-        (["r.txt"], "cannot tell what kind of file r.txt is"),
+        (["r.doc"], "cannot tell what kind of file r.doc is"),
         (["r_test.jsonl"], "task 'r' has no train rows: r_test.jsonl"),
         (["r.jsonl", "r_train.jsonl"], "several files are the train rows of task 'r'"),
         (["empty"], "empty has no file of rows"),
@@ -508,7 +508,7 @@ def test_bad_rows_are_told_with_their_place(cli: CommandLine, here: Path, model:
 def test_files_that_cannot_be_used_are_named(
     cli: CommandLine, here: Path, files: list[str], message: str
 ) -> None:
-    for name in ("r.jsonl", "r_train.jsonl", "r_test.jsonl", "r.txt"):
+    for name in ("r.jsonl", "r_train.jsonl", "r_test.jsonl", "r.doc"):
         write_jsonl(here / name, [{"text": "a"}])
     (here / "r.json").write_text("{broken")
     (here / "empty").mkdir()

@@ -67,6 +67,17 @@ def test_every_spelling_of_json_gives_the_same_rows(tmp_path: Path, name: str, d
     assert rows.fingerprint == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_paragraphs_of_plain_text_are_rows(tmp_path: Path, end: str) -> None:
+    lines = ["", "One line", "and another.", "", "  ", "é", "last"]
+    data = codecs.BOM_UTF8 + end.join(lines).encode()
+    rows = read(written(tmp_path, "a.txt", data))
+    assert list(rows) == [{"text": "One line\nand another."}, {"text": "é\nlast"}]
+    assert [rows.line(i).rpartition(":")[2] for i in range(2)] == ["2", "6"]
+    assert rows.columns == ("text",)
+    assert len(read(written(tmp_path, "empty.txt", b" \n\n"))) == 0
+
+
 @pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv.gz", ",")])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_csv_gives_texts(tmp_path: Path, name: str, mark: str, end: str) -> None:
@@ -186,7 +197,7 @@ def test_csv_rows_of_the_wrong_width_are_named(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 and no more", "not a whole parquet file"),
         ("a.parquet", parquet(pyarrow.array([b"\xff"]).view(pyarrow.string())), "can't decode"),
         ("a.parquet", parquet(pyarrow.array([2**62], pyarrow.timestamp("us"))), "out of range"),
-        ("a.txt", b"hello", r"(?s)cannot tell what kind.*jsonl, json, csv"),
+        ("a.doc", b"hello", r"(?s)cannot tell what kind.*jsonl, json, csv"),
     ],
 )
 def test_a_damaged_file_is_an_error_that_names_it(

@@ -59,6 +59,7 @@ FILES = {
     "a.csv": b'text,n\n"a ""b"", c",1\n\n"two\nlines",2\n',
     "a.tsv": b"text\tn\na\t1\n",
     "a.parquet": _parquet(),
+    "a.txt": b"one\ntwo\n\nthree\n",
 }
 """A small good file of every kind."""
 
