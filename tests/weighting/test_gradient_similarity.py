@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mtlcore
+from mtlcore import ops
 from mtlcore.components import Weighting
 from mtlcore.errors import UserError
 from mtlcore.plugin_sources import Plugin
@@ -14,7 +15,6 @@ from mtlcore.recipe_components import make_components
 from mtlcore.recipe_file import recipe_from_mapping
 from mtlcore.testing import StandInGradients, stand_in_run
 from mtlcore_plugins.weighting.gradient_similarity import GradientSimilarity
-from mtlcore_plugins.weighting.pcgrad import pcgrad_weights
 from tests.recipes import TASKS, metrics, training_part, write_tiny_recipe
 
 
@@ -261,8 +261,8 @@ def test_the_main_tasks_are_weighed_among_themselves_by_any_weighting():
     rows = torch.tensor(OPPOSED).double()
     mains = rows[[0, 3]]
     assert mains[0] @ mains[1] < 0
-    order = torch.tensor([[1], [0]]).numpy()
-    expected = torch.from_numpy(pcgrad_weights((mains @ mains.T).numpy(), order))
+    order = torch.tensor([[1], [0]])
+    expected = ops.pcgrad(mains @ mains.T, order)
     given = Given(main="pcgrad")
     assert given.made.problems == []
     weights = given.weigh(OPPOSED)
