@@ -52,7 +52,8 @@ class GradientSimilarity(Weighting):
     "unweighted" and "weighted" versions are "keep" and "damp".
 
     main: the weighting of the main tasks among themselves, any by name or with options; without
-        one each has 1/T. To a `Direction` m is 1.
+        one each has 1 / number of main tasks of the run, as if there were no others. To a
+        `Direction` m is 1.
     rule: see above; "always" looks at no gradients, for `fade` and `until` alone.
     threshold: a task is dropped where its cosine is not above it (0, the paper's).
     smoothing: share of the past in a running mean of c_a, for steps of few rows; 0 takes the
@@ -183,8 +184,8 @@ class GradientSimilarity(Weighting):
     ) -> Tensor | Direction:
         """What `main` gives for the M' main tasks present."""
         if self.inner is None:
-            share = 1 / len(run.tasks)
-            return torch.full((int(is_main.sum()),), share, dtype=torch.float64)
+            every = self.main_among(run, range(len(run.tasks)))
+            return torch.full((int(is_main.sum()),), 1 / int(every.sum()), dtype=torch.float64)
         ask = run.plugins.only("mtlcore_weigh_tasks", [self.inner])
         return cast(
             "Tensor | Direction",

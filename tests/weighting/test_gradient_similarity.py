@@ -51,11 +51,11 @@ ROLES = ("main", "auxiliary", "auxiliary", "main")
 def test_an_auxiliary_task_is_kept_when_its_cosine_with_the_mean_of_the_main_ones_is_positive():
     assert cosine(ROWS, 1, [0, 3]) > 0 > cosine(ROWS, 2, [0, 3])
     weights = weigh(GradientSimilarity(), run_of(*ROLES), ROWS)
-    assert weights.tolist() == [0.25, 0.25, 0.0, 0.25]
+    assert weights.tolist() == [0.5, 0.5, 0.0, 0.5]
 
 
 def test_a_damped_task_counts_by_its_cosine_and_never_less_than_zero():
-    expected = [0.25, 0.25 * cosine(ROWS, 1, [0, 3]), 0.0, 0.25]
+    expected = [0.5, 0.5 * cosine(ROWS, 1, [0, 3]), 0.0, 0.5]
     for threshold in (0.0, -0.9):
         weighting = GradientSimilarity(rule="damp", threshold=threshold)
         weights = weigh(weighting, run_of(*ROLES), ROWS)
@@ -69,14 +69,14 @@ def test_a_task_is_dropped_where_its_cosine_is_not_above_the_threshold(rule):
         weighting = GradientSimilarity(rule=rule, threshold=threshold)
         assert bool(weigh(weighting, run_of(*ROLES), ROWS)[1]) == kept
     low = weigh(GradientSimilarity(threshold=-1.0), run_of(*ROLES), ROWS)
-    assert low.tolist() == [0.25] * 4, "below every cosine"
+    assert low.tolist() == [0.5] * 4, "below every cosine"
 
 
-def test_always_reads_no_gradients_and_is_the_mean_of_all_tasks():
+def test_always_reads_no_gradients_and_treats_all_tasks_alike():
     weighting, run = GradientSimilarity(rule="always"), run_of(*ROLES)
     weighting.mtlcore_run_start(run)
     assert weighting.needs == weighting.needs_at(0, [0, 1, 2]) == "nothing"
-    assert weighting.mtlcore_weigh_tasks(run, None, OnlyPresent([0, 1, 2])).tolist() == [0.25] * 3
+    assert weighting.mtlcore_weigh_tasks(run, None, OnlyPresent([0, 1, 2])).tolist() == [0.5] * 3
     assert weighting.mtlcore_report(run) == []
 
 
@@ -93,23 +93,22 @@ def test_a_kept_task_does_not_turn_the_update_against_the_main_tasks():
     for _ in range(50):
         rows = torch.randn(5, 6, generator=draw, dtype=torch.float64)
         run = run_of("main", "main", "auxiliary", "auxiliary", "auxiliary")
-        weights = 2.5 * weigh(GradientSimilarity(), run, rows.tolist())
+        weights = weigh(GradientSimilarity(), run, rows.tolist())
         main = rows[:2].mean(0)
-        # In units of the mean of the main tasks, of which each has 1/T.
         assert main @ (rows.T @ weights) >= main @ main - 1e-12
 
 
 def test_orthogonal_and_zero_gradients_are_dropped():
     run = run_of("main", "auxiliary", "auxiliary")
     rows = [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
-    assert weigh(GradientSimilarity(), run, rows).tolist() == [1 / 3, 0.0, 0.0]
+    assert weigh(GradientSimilarity(), run, rows).tolist() == [1.0, 0.0, 0.0]
     rows = [[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
-    assert weigh(GradientSimilarity(), run, rows).tolist() == [1 / 3, 0.0, 0.0]
+    assert weigh(GradientSimilarity(), run, rows).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_a_main_task_that_is_absent_leaves_the_share_of_the_others():
     weights = weigh(GradientSimilarity(), run_of(*ROLES), ROWS[:2], present=[0, 1])
-    assert weights.tolist() == [0.25, 0.25]
+    assert weights.tolist() == [0.5, 0.5]
 
 
 def test_without_a_main_task_in_the_step_auxiliary_tasks_count_nothing():
@@ -126,9 +125,9 @@ def test_smoothing_keeps_a_task_through_a_step_of_noise():
     run = run_of("main", "auxiliary")
     steps = ([[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [-1.0, 0.0]])  # cosines 1, then -1
     plain, smooth = GradientSimilarity(), GradientSimilarity(rule="damp", smoothing=0.9)
-    assert [weigh(plain, run, rows)[1].item() for rows in steps] == [0.5, 0.0]
+    assert [weigh(plain, run, rows)[1].item() for rows in steps] == [1.0, 0.0]
     found = [weigh(smooth, run, rows)[1].item() for rows in steps]
-    assert found == pytest.approx([0.5, 0.4])
+    assert found == pytest.approx([1.0, 0.8])
 
 
 def test_the_report_counts_the_steps_in_which_each_task_was_kept():
@@ -183,8 +182,8 @@ def test_auxiliary_tasks_fade_out_over_the_steps_and_then_cost_nothing(options, 
         needs = weighting.needs_at(run.step, [0, 1])
         assert needs == ("gramian" if expected[run.step] else "nothing")
         main, helper = weigh(weighting, run, [[1.0, 0.0], [1.0, 0.0]]).tolist()
-        assert main == 0.5
-        found.append(2 * helper)
+        assert main == 1
+        found.append(helper)
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -360,8 +359,8 @@ def test_a_run_gates_its_auxiliary_task_and_reports_it(tiny_model, tmp_path):
     )
     run = mtlcore.train(recipe)
     for line in metrics(run.folder):
-        assert line["weights"]["sentiment"] == line["weights"]["definitions"] == 1 / 3
-        assert line["weights"]["spelling"] in (0.0, 1 / 3)
+        assert line["weights"]["sentiment"] == line["weights"]["definitions"] == 0.5
+        assert line["weights"]["spelling"] in (0.0, 0.5)
     [section] = run.weighting.mtlcore_report(run)
     assert section.table["auxiliary task"] == ["spelling"]
     assert section.table["steps measured"] == [4]
