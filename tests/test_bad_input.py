@@ -422,8 +422,13 @@ RECIPES: list[tuple[str, Damage, list[str]]] = [
     ),
     (
         "an option of a component without options",
-        recipe("weighting: pcgrad", "weighting: {name: equal, scope: model}"),
-        ["FOLDER/recipe.yaml:29, weighting.scope: 'equal' has no options", "fix: remove scope"],
+        recipe("sampling: {name: temperature, temperature: 2.0}", "sampling: {name: equal, n: 1}"),
+        ["FOLDER/recipe.yaml:30, sampling.n: 'equal' has no options", "fix: remove n"],
+    ),
+    (
+        "a scope for a weighting that reads no gradients",
+        recipe("weighting: pcgrad", "weighting: {name: famo, scope: factor}"),
+        ["FOLDER/recipe.yaml:29, weighting.scope: weighting.scope is not an option of 'famo'"],
     ),
     (
         "load_in_4bit",
