@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from mtlcore.components import Scope, Weighting
@@ -56,8 +57,10 @@ class IMTLG(Weighting):
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: a, brought to the sum T'/T."""
-        weights = fair_direction(gradients.gramian(self.scope))
-        total = weights.sum(dim=-1, keepdim=True)
-        summable = total.abs() > NO_SUM * weights.abs().sum(dim=-1, keepdim=True)
+        weights = fair_direction(gradients.gramian(self.scope)).numpy()
+        total = weights.sum(axis=-1, keepdims=True)
+        summable = abs(total) > NO_SUM * abs(weights).sum(axis=-1, keepdims=True)
         share = len(gradients.present) / len(run.tasks)
-        return torch.where(summable, share * weights / total.where(summable, 1), 0)
+        return torch.from_numpy(
+            weights * np.where(summable, share / np.where(summable, total, 1), 0)
+        )
