@@ -50,6 +50,7 @@ bench: install
 	$(BIN)/python -m benchmarks.lora --json --record
 	$(BIN)/python -m benchmarks.overhead --json --record
 	$(BIN)/python -m benchmarks.gramian --json --record
+	$(BIN)/python -m benchmarks.weighting --json --record
 	$(BIN)/python -m benchmarks.cross_entropy --json --record
 	$(BIN)/python -m benchmarks.throughput --json --record
 	$(BIN)/python -m benchmarks.startup --json --record
