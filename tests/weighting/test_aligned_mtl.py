@@ -8,9 +8,6 @@ from mtlcore_plugins.weighting.aligned_mtl import AlignedMTL
 from tests.weighting.helpers import (
     EXAMPLE,
     assert_close,
-    assert_degenerate_gradients_are_weighed,
-    assert_permutes,
-    assert_scopes_are_apart,
     create,
     jacobian,
     tasks,
@@ -68,15 +65,6 @@ def test_weights_do_not_depend_on_the_scale_of_the_gradients(scale, mode):
     assert_close(weigh(AlignedMTL, rows * scale, scale=mode), expected, 1e-10)
 
 
-def test_permuted_tasks_have_permuted_weights():
-    assert_permutes(AlignedMTL)
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_scopes_are_weighed_each_by_itself(scale):
-    assert_scopes_are_apart(AlignedMTL, scale=scale)
-
-
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_zero_gradient_has_no_weight_and_changes_nothing_for_the_others(scale):
     rows = jacobian(3, 3)
@@ -108,10 +96,6 @@ def test_unknown_options_are_refused(options):
     [name] = options
     with pytest.raises(UserError, match=rf"weighting\.{name} must be '\w+', '\w+' or '\w+'"):
         create(AlignedMTL, **options)
-
-
-def test_degenerate_gradients_are_weighed():
-    assert_degenerate_gradients_are_weighed(AlignedMTL)
 
 
 def test_a_run_trains_with_it(tiny_model, tmp_path):

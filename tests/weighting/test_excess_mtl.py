@@ -7,7 +7,6 @@ from mtlcore.errors import UserError
 from mtlcore_plugins.weighting.excess_mtl import ExcessMTL
 from tests.weighting.helpers import (
     assert_close,
-    assert_degenerate_gradients_are_weighed,
     create,
     jacobian,
     tasks,
@@ -116,10 +115,6 @@ def test_a_resumed_weighting_goes_on_alike():
 def test_a_step_of_zero_is_refused():
     with pytest.raises(UserError, match=r"weighting\.step_size must be greater than 0, found 0"):
         create(ExcessMTL, step_size=0)
-
-
-def test_degenerate_gradients_are_weighed():
-    assert_degenerate_gradients_are_weighed(ExcessMTL)
 
 
 def test_a_run_trains_with_it(tiny_model, tmp_path):

@@ -6,13 +6,11 @@ import torch
 
 from mtlcore.errors import UserError
 from mtlcore.ops import gradvac, pcgrad
-from mtlcore.testing import check_weighting
 from mtlcore_plugins.weighting.gradvac import GradVac
 from mtlcore_plugins.weighting.pcgrad import PCGrad
 from tests.weighting.helpers import (
     EXAMPLE,
     assert_close,
-    assert_degenerate_gradients_are_weighed,
     assert_scopes_are_apart,
     create,
     jacobian,
@@ -140,12 +138,6 @@ def test_the_order_depends_on_seed_and_step():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, weigh(PCGrad, rows, run=tasks(8, seed=1)))  # a stream of its own
-
-
-def test_it_keeps_the_contract_of_weightings():
-    assert_degenerate_gradients_are_weighed(GradVac, beta=0.5)
-    check_weighting(GradVac, {"beta": 0.5})
-    check_weighting(GradVac, {"scope": "layer"})
 
 
 def test_a_wrong_beta_is_refused():

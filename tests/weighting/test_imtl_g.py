@@ -8,9 +8,6 @@ from mtlcore_plugins.weighting.imtl_g import IMTLG
 from tests.weighting.helpers import (
     EXAMPLE,
     assert_close,
-    assert_degenerate_gradients_are_weighed,
-    assert_permutes,
-    assert_scopes_are_apart,
     create,
     jacobian,
     tasks,
@@ -62,14 +59,6 @@ def test_weights_do_not_depend_on_the_scale_of_the_gradients(scale):
     assert_close(weigh(IMTLG, rows * scale), weigh(IMTLG, rows), 1e-10)
 
 
-def test_permuted_tasks_have_permuted_weights():
-    assert_permutes(IMTLG)
-
-
-def test_scopes_are_weighed_each_by_itself():
-    assert_scopes_are_apart(IMTLG)
-
-
 def test_one_task_keeps_its_gradient():
     assert weigh(IMTLG, jacobian(1, 3)).tolist() == pytest.approx([1.0], rel=1e-15)
 
@@ -116,10 +105,6 @@ def test_tasks_that_are_present_keep_the_share_they_have_of_the_run():
 def test_an_unknown_scope_is_refused():
     with pytest.raises(UserError, match=r"weighting\.scope must be 'model', 'layer' or 'factor'"):
         create(IMTLG, scope="head")
-
-
-def test_degenerate_gradients_are_weighed():
-    assert_degenerate_gradients_are_weighed(IMTLG)
 
 
 def test_a_run_trains_with_it(tiny_model, tmp_path):

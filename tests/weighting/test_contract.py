@@ -1,0 +1,77 @@
+"""What all weightings that read gradients keep, with options that change what they do."""
+
+import inspect
+
+import pytest
+
+from mtlcore.plugins import PluginManager
+from tests.weighting.helpers import (
+    assert_degenerate_gradients_are_weighed,
+    assert_permutes,
+    assert_scopes_are_apart,
+)
+
+CASES = [
+    ("aligned_mtl", {"scale": "min"}),
+    ("aligned_mtl", {"scale": "median"}),
+    ("aligned_mtl", {"scale": "rmse"}),
+    ("cagrad", {}),
+    ("config", {}),
+    ("db_mtl", {}),
+    ("doge_weights", {"rule": "paper"}),
+    ("doge_weights", {"rule": "code"}),
+    ("dualproj", {}),
+    ("dualproj", {"reg_eps": 1e-4}),
+    ("excess_mtl", {}),
+    ("fairgrad", {"alpha": 0.5}),
+    ("fairgrad", {"alpha": 1.0}),
+    ("fairgrad", {"alpha": 2.0}),
+    ("fairgrad", {"alpha": 10.0}),
+    ("gradnorm", {}),
+    ("gradvac", {"beta": 0.5}),
+    ("imtl_g", {}),
+    *[("mgda", {"normalization": how}) for how in ("none", "l2", "loss", "loss+")],
+    ("nash_mtl", {}),
+    ("nash_mtl", {"max_norm": 0}),
+    ("pcgrad", {}),
+    ("upgrad", {}),
+    ("upgrad", {"reg_eps": 1e-4}),
+]
+CLASSES = {
+    name: info.cls
+    for (kind, name), info in PluginManager.load(environ={"MTLCORE_NO_PLUGINS": "1"})
+    .components()
+    .items()
+    if kind == "weighting"
+}
+OTHERS = {"gradient_similarity", "graddrop"}  # one asks for roles, one gives no weights
+
+
+def has_scope(name):
+    return "scope" in inspect.signature(CLASSES[name].__init__).parameters
+
+
+def test_no_weighting_is_forgotten():
+    reading = {name for name, cls in CLASSES.items() if cls.needs in ("gramian", "rows")}
+    assert {name for name, _ in CASES} == reading - OTHERS
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_gradients_of_every_kind_have_finite_weights(name, options):
+    assert_degenerate_gradients_are_weighed(CLASSES[name], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [case for case in CASES if CLASSES[case[0]].symmetric]
+)
+def test_permuted_tasks_have_permuted_weights(name, options):
+    assert_permutes(CLASSES[name], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    # The cap of nash_mtl is on all scopes together.
+    [case for case in CASES if has_scope(case[0]) and case != ("nash_mtl", {})],
+)
+def test_scopes_are_weighed_each_by_itself(name, options):
+    assert_scopes_are_apart(CLASSES[name], **options)
