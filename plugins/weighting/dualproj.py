@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mtlcore.components import NotNegative, Scope, Weighting
-from mtlcore_plugins.weighting._cone import projected
+from mtlcore_plugins.weighting._cone import Projecting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from mtlcore.run import Run
 
 
-class DualProj(Weighting):
+class DualProj(Projecting):
     """Project the mean gradient onto the directions that harm no task.
 
     Gradient Episodic Memory for Continual Learning (NeurIPS 2017),
@@ -45,16 +44,10 @@ class DualProj(Weighting):
         "Gradient Episodic Memory for Continual Learning (NeurIPS 2017), "
         "https://arxiv.org/abs/1706.08840"
     )
-    needs = "gramian"
     native_scale = "T'/T without conflicts, more with them: the projected mean gradient"
-    homogeneity = 0
-
-    def __init__(self, *, reg_eps: NotNegative = 0.0, scope: Scope = "model") -> None:
-        self.reg_eps = reg_eps
-        self.scope = scope
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: the one row of the solution."""
         gramian = gradients.gramian(self.scope)
         mean = torch.full((1, gramian.shape[-1]), 1 / len(run.tasks), dtype=torch.float64)
-        return projected(gramian, mean, self.reg_eps)[..., 0, :]
+        return self.projected(gramian, mean)[..., 0, :]

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mtlcore.components import NotNegative, Scope, Weighting
-from mtlcore_plugins.weighting._cone import projected
+from mtlcore_plugins.weighting._cone import Projecting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from mtlcore.run import Run
 
 
-class UPGrad(Weighting):
+class UPGrad(Projecting):
     """Project each task gradient onto the directions that harm no task, then take their mean.
 
     Jacobian Descent for Multi-Objective Optimization (arXiv 2024),
@@ -43,16 +42,10 @@ class UPGrad(Weighting):
         "Jacobian Descent for Multi-Objective Optimization (arXiv 2024), "
         "https://arxiv.org/abs/2406.16232"
     )
-    needs = "gramian"
     native_scale = "T'/T without conflicts, more with them: the mean of projected gradients"
-    homogeneity = 0
-
-    def __init__(self, *, reg_eps: NotNegative = 0.0, scope: Scope = "model") -> None:
-        self.reg_eps = reg_eps
-        self.scope = scope
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: the v_i, summed, times 1/T."""
         gramian = gradients.gramian(self.scope)
         each = torch.eye(gramian.shape[-1], dtype=torch.float64)
-        return projected(gramian, each, self.reg_eps).sum(dim=-2) / len(run.tasks)
+        return self.projected(gramian, each).sum(dim=-2) / len(run.tasks)

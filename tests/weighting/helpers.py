@@ -64,6 +64,14 @@ def random_losses(count, scale, seed):
     return [float(value) * scale for value in values]
 
 
+def torchjd_projection(cls, rows, reg_eps):
+    """The weights of TorchJD's class; its solver is an extra of it that ours asks for."""
+    from torchjd.linalg import QuadprogProjector
+
+    projector = QuadprogProjector(norm_eps=0, reg_eps=reg_eps)
+    return cls(projector=projector)(rows @ rows.T)
+
+
 def assert_close(found, expected, relative):
     """Two vectors, by the norm of their difference."""
     assert found.shape == expected.shape

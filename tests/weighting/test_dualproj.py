@@ -12,6 +12,7 @@ from tests.weighting.helpers import (
     create,
     jacobian,
     tasks,
+    torchjd_projection,
     weigh,
     weights_of_run,
 )
@@ -19,10 +20,8 @@ from tests.weighting.helpers import (
 
 def torchjd_weights(rows, reg_eps):
     from torchjd.aggregation import DualProjWeighting
-    from torchjd.linalg import QuadprogProjector
 
-    projector = QuadprogProjector(norm_eps=0, reg_eps=reg_eps)
-    return DualProjWeighting(projector=projector)(rows @ rows.T)
+    return torchjd_projection(DualProjWeighting, rows, reg_eps)
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 16])

@@ -12,18 +12,16 @@ from tests.weighting.helpers import (
     EXAMPLE,
     jacobian,
     tasks,
+    torchjd_projection,
     weigh,
     weights_of_run,
 )
 
 
 def torchjd_weights(rows, reg_eps):
-    """TorchJD's weights; its solver is an optional dependency of it, which our extra asks for."""
     from torchjd.aggregation import UPGradWeighting
-    from torchjd.linalg import QuadprogProjector
 
-    projector = QuadprogProjector(norm_eps=0, reg_eps=reg_eps)
-    return UPGradWeighting(projector=projector)(rows @ rows.T)
+    return torchjd_projection(UPGradWeighting, rows, reg_eps)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 16])
