@@ -72,6 +72,11 @@ class Trainer:
         )
         if self.gradients.mode == "multi_pass":
             run.note("gradients: multi_pass, one backward pass per task and micro-batch")
+        if run.weighting.needs != "nothing" and not self.gradients.has_shared:
+            run.note(
+                f"warning: weighting {run.weighting.name!r} is not asked: no trained weight is "
+                "shared between tasks"
+            )
         self.stages = plan_stages(run)
         self.last_weights = [1.0 / len(run.tasks)] * len(run.tasks)
         self.effect = Effect([task.name for task in run.tasks])

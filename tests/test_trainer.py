@@ -302,6 +302,19 @@ def test_a_weighting_without_effect_is_reported(
     assert any("changed nothing" in note for note in run.notes) == warned
 
 
+def test_a_weighting_with_nothing_to_weigh_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    told = []
+    for name in ("upgrad", "equal"):
+        folder = tmp_path / name
+        folder.mkdir()
+        recipe = write_tiny_recipe(
+            folder, tiny_model, weighting=name, sharing="{shared: 0, own: 2}"
+        )
+        run = mtlcore.train(recipe, ["training.max_steps=2"])
+        told += [note for note in run.notes if "no trained weight is shared" in note]
+    assert [note.split("'")[1] for note in told] == ["upgrad"]
+
+
 def test_losses_only_weightings_build_no_rows(tiny_model: Path, tmp_path: Path) -> None:
     recipe = write_tiny_recipe(tmp_path, tiny_model, weighting="equal")
     run = Run(read_recipe(recipe).recipe, tmp_path / "run")
