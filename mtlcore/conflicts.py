@@ -176,9 +176,12 @@ class Effect:
             return None
         unturned = self.turned > 0 and self.cosines / self.turned > UNTURNED
         if not self.weights_differed and (unturned or not self.turned):
+            seen = (
+                " (for a method of gradient conflicts: none was seen)" if self.pairs.steps else ""
+            )
             return (
-                f"warning: the weighting {name!r} gave all tasks equal weights in every step (for "
-                "a method of gradient conflicts: none was seen); it changed nothing"
+                f"warning: the weighting {name!r} gave all tasks equal weights in every step{seen}"
+                "; it changed nothing"
             )
         if unturned and not self.differed_unmeasured:
             return (

@@ -109,6 +109,8 @@ class ScheduledWeighting(Weighting):
             weights = torch.where(sums > 0, weights / sums.where(sums > 0, 1) * share, weights)
         if self.kept is None:
             self.kept = weights.new_full((*weights.shape[:-1], tasks), torch.nan)
+        if weights.ndim > self.kept.ndim:  # by scope after a step in which there was one of all
+            self.kept = self.kept.repeat(len(weights), 1)
         before = self.kept[..., present]
         mean = torch.lerp(weights, before, self.schedule.ema)
         self.kept[..., present] = torch.where(before.isnan(), weights, mean)

@@ -127,6 +127,15 @@ def test_kept_weights_by_scope_need_the_rows_of_each_task() -> None:
     assert inner.steps == [0]
 
 
+def test_weights_by_scope_may_follow_one_for_all_scopes() -> None:
+    """As those of a gate in whose first step no main task was present."""
+    weighting, inner = scheduled(ema=0.5)
+    inner.answers = {0: tensor(1.0), 1: tensor([3.0, 4.0, 5.0], [7.0, 8.0, 9.0]), 2: tensor(9.0)}
+    assert weigh(weighting, 0, [2]).tolist() == [1]
+    assert weigh(weighting, 1).tolist() == [[3, 4, 3], [7, 8, 5]]
+    assert weigh(weighting, 2, [2]).tolist() == [[6], [7]]
+
+
 def test_the_state_is_the_kept_weights() -> None:
     weighting, inner = scheduled(every=4, ema=0.5)
     inner.answers[0] = tensor(1.0, 2.0, 3.0)

@@ -31,6 +31,11 @@ constexpr double kPivot = 1e-15;     // below it a coordinate depends on those t
 constexpr double kVanished = 1e-14;  // |sum|^2 over (sum of norms)^2: what is left is rounding
 constexpr double kMaxTarget = 1 - 1e-6;  // of a cosine: no finite multiple reaches 1
 
+// The larger of two gaps, where one that is no number is the largest: std::max may pass over it.
+double worse(double gap, double other) {
+    return gap >= other || std::isnan(gap) ? gap : other;
+}
+
 struct Matrix {  // square
     explicit Matrix(int64_t size) : n(size), values(static_cast<std::size_t>(size * size)) {}
     double* operator[](int64_t row) { return values.data() + row * n; }
@@ -219,7 +224,8 @@ public:
         double worst = level.empty() ? 0 : std::abs(dot(level, x) - 1);
         const double top = std::max(largest(x), std::numeric_limits<double>::min());
         for (int64_t i = 0; i < n; ++i) {
-            worst = std::max({worst, -slopes[i] / scale, std::abs(slopes[i]) * x[i] / top / scale});
+            worst = worse(worst, -slopes[i] / scale);
+            worst = worse(worst, std::abs(slopes[i]) * x[i] / top / scale);
         }
         return worst;
     }
@@ -463,7 +469,7 @@ double cagrad_one(const Units& units, int64_t T, double c, double* w) {
     }
     std::fill(w, w + T, 0);
     put_shares(units, set, w);
-    return std::max(gap, set.gap());
+    return worse(gap, set.gap());
 }
 
 // Newton's method on 1/2 y'Cy - sum_i m_i phi(y_i), phi'(y) = y^-e, strictly convex in y > 0; with
@@ -500,7 +506,7 @@ double balance_one(const Units& units, int64_t T, double e, double* out) {
         for (int64_t i = 0; i < n; ++i) {
             terms[i] = m[i] * std::pow(y[i], -e);
             for (int64_t j = 0; j < n; ++j) terms[i] += std::abs(C[i][j]) * y[j];
-            gap = std::max(gap, std::abs(slopes[i]) / terms[i]);
+            gap = worse(gap, std::abs(slopes[i]) / terms[i]);
         }
         if (gap <= 1e-15 || (gap <= 1e-11 && gap >= last / 2)) break;
         Matrix H = C;
@@ -607,7 +613,7 @@ void cone_minimum(const double* G, const double* U, int64_t count, int64_t T, in
         const Units units(G + s * T * T, T, kFloor);
         gaps[s] = 0;
         for (int64_t r = s * rows; r < (s + 1) * rows; ++r) {
-            gaps[s] = std::max(gaps[s], cone_one(units, T, U + r * T, V + r * T));
+            gaps[s] = worse(gaps[s], cone_one(units, T, U + r * T, V + r * T));
         }
     }
 }

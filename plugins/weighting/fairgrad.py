@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Le
 
 from mtlcore.components import Scope, Weighting
 from mtlcore.ops import balance
@@ -27,8 +27,9 @@ class FairGrad(Weighting):
     cares more for the task that gains least. The codes hand it to SciPy's least squares; here it
     is the minimum of a convex function (`mtlcore.ops.balance`).
 
-    alpha: 2.0 as in the runs of the authors' code; their class and LibMTL have 1.0. At most 10:
-        weights of cancelling gradients then differ by 1e70 and more.
+    alpha: 2.0 as in the runs of the authors' code; their class and LibMTL have 1.0. At least 0.1,
+        below which powers overflow; at most 10, above which weights of cancelling gradients differ
+        by 1e70 and more.
     scope: where gains are counted: in all shared weights ("model", the paper's), or in each layer
         or LoRA factor by itself.
 
@@ -49,7 +50,7 @@ class FairGrad(Weighting):
     native_scale = "that of |g|^(-2 alpha / (1 + alpha)): see `alpha`"
 
     def __init__(
-        self, *, alpha: Annotated[float, Gt(0), Le(10)] = 2.0, scope: Scope = "model"
+        self, *, alpha: Annotated[float, Ge(0.1), Le(10)] = 2.0, scope: Scope = "model"
     ) -> None:
         self.alpha = alpha
         self.homogeneity = -2 * alpha / (1 + alpha)

@@ -62,21 +62,20 @@ class FAMO(Remembering):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.lower_bound = lower_bound
-        self._before: tuple[list[int], Tensor] | None = None  # tasks and losses of the step of now
+        self._before: tuple[int, list[int], Tensor] | None = None  # a step, its tasks and losses
 
     def mtlcore_weigh_tasks(self, run: Run, losses: Tensor, gradients: Gradients) -> Tensor:
         """[T'] the shares z over the losses, scaled to sum 1."""
         xi = self.remembered(run, START)[0, gradients.present]
-        self._before = (list(gradients.present), losses.clone())
+        self._before = (run.step, list(gradients.present), losses.clone())
         # In logs: losses may lie many orders of magnitude apart.
         return torch.softmax(torch.log_softmax(xi, 0) - self._log(losses), 0)
 
     def mtlcore_after_update(self, run: Run, losses_again: Callable[[], Tensor]) -> None:
         """Move xi by how far the losses of the step's rows fell."""
-        if self._before is None:  # in the steps in which it was not asked
+        if self._before is None or self._before[0] != run.step:  # it was not asked in this step
             return
-        present, losses = self._before
-        self._before = None
+        _, present, losses = self._before
         fell = self._log(losses) - self._log(losses_again())  # [T']
         if not torch.isfinite(fell).all():
             return

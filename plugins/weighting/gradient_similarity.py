@@ -43,7 +43,8 @@ class GradientSimilarity(Weighting):
 
     m is the mean weight of the main tasks present, so that a kept task counts like one of them
     times its `loss_weight`; f is how far the auxiliary tasks have faded out. The main tasks are
-    weighed by `main`, which sees nothing of the auxiliary ones: to it they are absent.
+    weighed by `main`, to which the auxiliary ones are absent from every step. T, where a method has
+    it, counts them all the same; `fixed` wants a weight for each, `coba` eval rows.
 
     Tasks are auxiliary by `role: auxiliary`. A zero gradient has cosine 0. In a step without a main
     task no auxiliary one can be measured: their weights are 0 in it. A stage that names no main

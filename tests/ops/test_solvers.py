@@ -531,3 +531,12 @@ def test_a_gramian_of_no_gradients_is_solved_as_the_nearest_that_is_one():
 def test_a_kernel_of_a_gpu_is_not_asked_of_what_runs_on_the_cpu_alone(asked):
     with use_backend(asked):
         assert active_backend("pcgrad", "cpu") == "cpp"
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # numpy tells of it too
+@pytest.mark.parametrize("name", ["cpp", "reference"])
+def test_a_solution_that_is_no_number_is_an_error(name):
+    """Powers that overflow: the gap is no number then, and no number is not small."""
+    J = torch.randn(4, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with use_backend(name), pytest.raises(SolverError, match="op balance: no solution"):
+        balance(J @ J.T, 1e4)

@@ -69,7 +69,7 @@ def test_a_zero_gradient_has_the_weight_0():
     assert weigh(FairGrad, 0 * rows).tolist() == [0] * 3
 
 
-@pytest.mark.parametrize("alpha", [0, -1, 11])
+@pytest.mark.parametrize("alpha", [0, 1e-4, -1, 11])
 def test_a_wrong_alpha_is_refused(alpha):
     with pytest.raises(UserError, match=r"weighting\.alpha"):
         create(FairGrad, alpha=alpha)
