@@ -43,9 +43,9 @@ class Step(StandInGradients):
         return "layer"
 
 
-def see(effect: Effect, step: Step, weights: Any) -> dict[str, Any]:
-    given = weights if isinstance(weights, Direction) else torch.tensor(weights).double()
-    return effect.see(step, given)  # type: ignore[arg-type]
+def see(effect: Effect, step: Any, weights: Any) -> dict[str, Any]:
+    is_list = isinstance(weights, list)
+    return effect.see(step, torch.tensor(weights).double() if is_list else weights)
 
 
 def cosine_of_rows(rows: torch.Tensor, weights: torch.Tensor) -> float:
@@ -125,7 +125,7 @@ def test_a_direction_has_conflicts_and_no_cosine() -> None:
 def test_nothing_is_told_of_a_gramian_that_nobody_measured_or_is_not_finite() -> None:
     assert see(Effect("ab"), Step(EXAMPLE, measured=False), [1.0, 2.0]) == {}
     assert see(Effect("ab"), Step([[math.inf, 1.0], [1.0, 1.0]]), [1.0, 2.0]) == {}
-    assert Effect("ab").see(Step(EXAMPLE), None) == {}  # type: ignore[arg-type]
+    assert see(Effect("ab"), Step(EXAMPLE), None) == {}
 
 
 def test_the_gramian_of_the_model_is_known_where_one_by_layer_was_measured() -> None:
@@ -136,7 +136,8 @@ def test_the_gramian_of_the_model_is_known_where_one_by_layer_was_measured() -> 
     torch.testing.assert_close(known(step), rows @ rows.T)
     assert known(step, "layer") is by_layer
     assert known(step, "factor") is None
-    assert known(SimpleNamespace(_gramians={})) is None  # type: ignore[arg-type]
+    nothing: Any = SimpleNamespace(_gramians={})
+    assert known(nothing) is None
 
 
 # -- a run ---------------------------------------------------------------------------------------

@@ -3,12 +3,17 @@
 import inspect
 
 import pytest
+import torch
 
 from mtlcore.plugins import PluginManager
 from tests.weighting.helpers import (
+    assert_close,
     assert_degenerate_gradients_are_weighed,
     assert_permutes,
     assert_scopes_are_apart,
+    jacobian,
+    tasks,
+    weigh,
 )
 
 CASES = [
@@ -44,6 +49,12 @@ CLASSES = {
     .items()
     if kind == "weighting"
 }
+# A loss below 1e-8 counts as 1e-8 to db_mtl, whose own tests scale within that.
+WITH_A_POWER = [
+    (name, options)
+    for name, options in CASES
+    if CLASSES[name](**options).homogeneity is not None and name != "db_mtl"
+]
 OTHERS = {"gradient_similarity", "graddrop"}  # one asks for roles, one gives no weights
 
 
@@ -54,11 +65,25 @@ def has_scope(name):
 def test_no_weighting_is_forgotten():
     reading = {name for name, cls in CLASSES.items() if cls.needs in ("gramian", "rows")}
     assert {name for name, _ in CASES} == reading - OTHERS
+    without_a_power = {name for name, _ in CASES} - {name for name, _ in WITH_A_POWER}
+    assert without_a_power == {"db_mtl", "doge_weights", "nash_mtl"}
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_gradients_of_every_kind_have_finite_weights(name, options):
     assert_degenerate_gradients_are_weighed(CLASSES[name], **options)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
+@pytest.mark.parametrize(("name", "options"), WITH_A_POWER)
+def test_weights_scale_as_declared(name, options, scale):
+    plain, scaled = (CLASSES[name](**options) for _ in range(2))
+    run = tasks(8)
+    for run.step in range(3):
+        rows = jacobian(8, 30, seed=run.step)
+        losses = torch.linspace(0.5, 2, 8, dtype=torch.float64) + run.step
+        expected = weigh(plain, rows, losses, run=run) * scale**plain.homogeneity
+        assert_close(weigh(scaled, rows * scale, losses * scale, run=run), expected, 1e-10)
 
 
 @pytest.mark.parametrize(
