@@ -95,7 +95,7 @@ def _quoted_numbers(
             if item["type"] in ("int_type", "float_type") and is_quoted_number(value):
                 option = ".".join(str(part) for part in item["loc"])
                 message = f"{cls.kind}.{option} must be a number, found {value!r}"
-                yield Problem(where, message, f"write {value} without quotes")
+                yield Problem(f"{where}.{item['loc'][0]}", message, f"write {value} without quotes")
 
 
 def describe_options(cls: type[Component]) -> dict[str, Any]:
@@ -121,14 +121,15 @@ def _problem(cls: type[Component], error: Any, where: str) -> Problem:
         return Problem(where, f"{cls.kind}.{option} is required by {cls.name!r}", f"add {option}")
     rule = _rule(error)
     message = f"{cls.kind}.{option} {rule}, found {error['input']!r}"
-    return Problem(where, message, fix_of_rule(rule))
+    return Problem(f"{where}.{error['loc'][0]}", message, fix_of_rule(rule))
 
 
 def _no_type_fits(
     cls: type[Component], option: str, errors: Sequence[Any], value: Any, where: str
 ) -> Problem:
     rule = " or ".join(dict.fromkeys(_rule(error) for error in errors))
-    return Problem(where, f"{cls.kind}.{option} {rule}, found {value!r}", fix_of_rule(rule))
+    message = f"{cls.kind}.{option} {rule}, found {value!r}"
+    return Problem(f"{where}.{option}", message, fix_of_rule(rule))
 
 
 def _rule(error: Any) -> str:

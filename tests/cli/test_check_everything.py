@@ -240,7 +240,7 @@ def test_a_plugin_is_not_loaded_where_third_party_code_is_forbidden(
         ("plugins: [1]", ["5, plugins: should be text"]),
         ("tasks: 3\nstages: [{name: a, tasks: [one]}]\nmonitoring: [conflicts]",
          ["5, tasks: stands here twice"]),
-        ("sampling: {name: temperature, cap: [x]}", ["5, sampling: sampling.cap must be"]),
+        ("sampling: {name: temperature, cap: [x]}", ["5, sampling.cap: sampling.cap must be"]),
     ],
 )  # fmt: skip
 def test_nothing_that_follows_from_a_fault_is_told(
