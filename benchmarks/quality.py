@@ -13,8 +13,9 @@ and with an adapter of the same rank for each task (the single-task models, in o
 A method's delta_m less that of `equal` has a 95% interval of a paired bootstrap: in each draw both
 have the same seeds, drawn with replacement, and the same test rows. A method is recommended where
 the interval is above 0. A finished run is kept in a folder named by the hash of its recipe, rows
-and model, and not run again; so the study goes on where it was stopped. The hash knows nothing of
-the code: give another `--folder` for another version.
+and model, and not run again; so the study goes on where it was stopped, and several processes may
+share its work: steps are timed when nothing else is left. The hash knows nothing of the code: give
+another `--folder` for another version.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 import mtlcore
@@ -61,6 +63,7 @@ TASKS = ("sentiment", "word_sense", "translation", "spelling")
 METHODS = ("equal", "scale_invariant", "pcgrad", "upgrad", "famo", "fixed")
 SINGLE = "single-task"
 SCORES = "scores.json"
+TIMES = "times"
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,13 @@ class Study:
     def __init__(self, size: Size, folder: Path, model: Path, data: Path | None = None) -> None:
         self.size, self.folder, self.model = size, folder, model
         self.tasks = large_set.tasks(TASKS, data)
-        for name, task in self.tasks.items():
-            for split, file in large_set.FILES.items():
-                path = folder / "rows" / f"{name}.{file}.jsonl"
-                take_rows(Path(task[split]), path, size.rows[file])
-                task[split] = str(path.resolve())
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "rows.lock"):
+            for name, task in self.tasks.items():
+                for split, file in large_set.FILES.items():
+                    path = folder / "rows" / f"{name}.{file}.jsonl"
+                    take_rows(Path(task[split]), path, size.rows[file])
+                    task[split] = str(path.resolve())
         self._recipes: dict[Trial, LoadedRecipe] = {}
         self._hash = functools.cache(sha256_of)
 
@@ -233,7 +238,7 @@ class Study:
             for trial in choices.values():
                 yield self._unit(replace(trial, seed=seed), "test")
         if len(choices) == 1 + len(self.size.methods):
-            yield Unit("times", self.times_file(), self.time_steps)
+            yield Unit(TIMES, self.times_file(), self.time_steps)
 
     def _unit(self, trial: Trial, split: str) -> Unit:
         work = functools.partial(self.score, trial, split)
@@ -258,17 +263,30 @@ class Study:
     def go_on(self, minutes: float | None = None) -> None:
         """Do what is missing; after so many minutes no other unit is begun."""
         started = time.monotonic()
-        for unit in self.units():
-            if unit.file.is_file():
-                continue
+        while missing := [unit for unit in self.units() if not unit.file.is_file()]:
             begun = time.monotonic()
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for the JSON line
-                unit.work()
+            free = [unit for unit in missing if unit.name != TIMES] or missing
+            done = next((unit for unit in free if self._do(unit)), None)
+            if done is None:
+                time.sleep(1)  # other processes are at all of them
+                continue
             now = time.monotonic()
-            told = f"{unit.name}: {now - begun:.0f} s"
+            told = f"{done.name}: {now - begun:.0f} s"
             print(f"[{self.progress()[0]} of {self.total}] {told}", file=sys.stderr)
             if minutes is not None and now - started >= 60 * minutes:
                 return
+
+    def _do(self, unit: Unit) -> bool:
+        """Do a unit, unless another process is at it or has just done it."""
+        locks = self.folder / "locks"
+        locks.mkdir(exist_ok=True)
+        lock = FileLock(locks / unit.name, timeout=0, fallback_to_soft=False)
+        with contextlib.suppress(Timeout), lock:
+            if not unit.file.is_file():
+                with contextlib.redirect_stdout(sys.stderr):  # stdout is for the JSON line
+                    unit.work()
+                return True
+        return False
 
     def times_file(self) -> Path:
         runs = [self.recipe(trial).output_dir.name for trial in self.choices().values()]

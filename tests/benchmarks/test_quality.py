@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks import harness, quality
-from benchmarks.quality import SINGLE, Study, Trial
+from benchmarks.quality import SINGLE, Study, Trial, Unit
 from mtlcore.evaluation import bootstrap
 from mtlcore.evaluation.bootstrap import Interval
 from mtlcore.evaluation.kept import read_predictions
@@ -96,6 +99,35 @@ def test_a_study_of_several_sittings_gives_the_numbers_of_one(
     quality.run(["--quick", "--status", "--folder", str(folder)])
     assert "17 of 17 units done" in (said := capsys.readouterr().out)
     assert said.endswith("complete\n")
+
+
+def test_processes_share_the_work_of_a_study(
+    few_methods: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads stand for the processes: a lock of a file parts them alike."""
+    done: list[str] = []
+    both = threading.Barrier(2, timeout=60)
+
+    def work(unit: Unit) -> None:
+        done.append(unit.name)
+        if len(done) <= 2:
+            both.wait()  # each of the two is at a unit of its own
+        unit.file.parent.mkdir(parents=True, exist_ok=True)
+        unit.file.write_text(json.dumps({"overall": 0.5}))
+
+    units = Study.units
+    monkeypatch.setattr(
+        Study,
+        "units",
+        lambda self: (one._replace(work=partial(work, one)) for one in units(self)),
+    )
+    with ThreadPoolExecutor(2) as pool:
+        studies = [quality.open_study(True, tmp_path) for _ in range(2)]
+        for ended in [pool.submit(study.go_on) for study in studies]:
+            ended.result(timeout=120)
+    assert sorted(done) == sorted({unit.name for unit in studies[0].units()})
+    assert done[-1] == quality.TIMES
+    assert studies[0].is_complete()
 
 
 def test_the_learning_rate_is_that_of_the_best_eval_score(study: Study) -> None:
