@@ -123,6 +123,8 @@ class Effect:
         self.saw_several_tasks = False
         self.weights_differed = False
         self.differed_unmeasured = False  # in a step whose update has no cosine
+        self.compared = 0  # steps with two gradients that are not 0, and sums over these
+        self.conflict_rates = self.norm_spreads = 0.0
         self.turned = 0  # steps whose update has a cosine, and the sums of these and their angles
         self.cosines = self.degrees = 0.0
 
@@ -155,6 +157,9 @@ class Effect:
             return told
         told["conflict_rate"] = conflicts / pairs
         told["norm_spread"] = float(norms.max() / norms[norms > 0].min())
+        self.compared += 1
+        self.conflict_rates += told["conflict_rate"]
+        self.norm_spreads += told["norm_spread"]
         if isinstance(weights, Tensor):
             by_scope = weights.ndim == 2
             scope = gradients.scope_of(len(weights)) if by_scope else "model"
@@ -201,7 +206,12 @@ class Effect:
             "mean_cosine": self.cosines / count if count else None,
             "mean_angle": self.degrees / count if count else None,
         }
-        return {"tasks": self.tasks, **self.pairs.means(), "update": update}
+        compared = {
+            "steps": self.compared,
+            "conflict_rate": self.conflict_rates / self.compared if self.compared else None,
+            "norm_spread": self.norm_spreads / self.compared if self.compared else None,
+        }
+        return {"tasks": self.tasks, **self.pairs.means(), "mean": compared, "update": update}
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -157,6 +157,12 @@ def test_means_over_the_steps() -> None:
     ]
     assert found["conflict"][0] == [0, None, 0.5]
     assert found["norm"] == [pytest.approx((18**0.5 + 1) / 2), None, pytest.approx(38**0.5 / 2 + 1)]
+    spread = math.sqrt(38 / 18)
+    assert found["mean"] == {
+        "steps": 2,
+        "conflict_rate": 0.5,
+        "norm_spread": pytest.approx((spread + 2) / 2),
+    }
     cosines = [-2 / math.sqrt(54), 1.0]
     assert found["update"] == {
         "steps": 2,

@@ -291,15 +291,19 @@ def conflicts_part(files: RunFiles) -> Part | None:
         for section in sequence(files.result.get("sections"))
         for chart in sequence(mapping(section).get("charts"))
     }
+    means = mapping(mapping(files.result.get("conflicts")).get("mean"))
     blocks: list[Any] = []
     figures = []
     for key, title, label, said in OVER_STEPS:
         points = _over_steps(files, key)
         if points and title not in drawn:  # else a monitor tells it of every step
             known = _known(points)
-            mean = sum(known) / len(known)
+            mean, steps = finite(means.get(key)), finite(means.get("steps"))
+            basis = f"{number(round(steps or 0))} steps"
+            if mean is None:  # unfinished
+                mean, basis = sum(known) / len(known), f"{number(len(known))} logged steps"
             found = said.format(percent(100 * mean) if key == "conflict_rate" else number(mean))
-            blocks.append(Words(f"{found} (mean over {number(len(known))} logged steps)."))
+            blocks.append(Words(f"{found} (mean over {basis})."))
             # Few pairs make a rate of a few values: means over many steps show how it moves.
             most = 20 if key == "conflict_rate" else charts.MOST_POINTS
             figures.append(_figure(files, title, {label: points}, label, points=most))

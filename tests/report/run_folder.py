@@ -244,7 +244,8 @@ def affinity(tasks: Sequence[str]) -> dict[str, Any]:
 def conflicts(tasks: Sequence[str]) -> dict[str, Any]:
     pairs = {key: value for key, value in affinity(tasks).items() if key != "affinity"}
     update = {"steps": 60, "mean_cosine": 0.97, "mean_angle": 14.2}
-    return {**pairs, "norm": [1.0] * len(tasks), "update": update}
+    mean = {"steps": 60, "conflict_rate": 0.37, "norm_spread": 2.3}
+    return {**pairs, "norm": [1.0] * len(tasks), "mean": mean, "update": update}
 
 
 def check(tasks: Sequence[str]) -> dict[str, Any]:

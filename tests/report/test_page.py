@@ -596,13 +596,17 @@ def test_conflicts_and_their_effect_are_told_and_drawn(run: Path) -> None:
     ):
         assert f"<title>{title}</title>" in html
     text = Page(html).text
-    assert "50.0% of the pairs of tasks were in conflict" in text  # 0, 1/3, 2/3, 1, again and again
-    assert "(mean over 60 logged steps)" in text
+    assert "37.0% of the pairs of tasks were in conflict" in text
+    assert "negative (mean over 60 steps)." in text
+    assert "was 2.30 times the smallest (mean over 60 steps)." in text
     turned = "pcgrad turned the update away from the mean gradient of the tasks: "
     assert turned + "14.2° on average over 60 steps." in text
     change_result(run, conflicts=None)  # as in a run that is unfinished
     angle = sum(math.degrees(math.acos(0.9 + 0.05 * math.cos(s / 5))) for s in range(1, 61)) / 60
-    assert f"{turned}{angle:.1f}° on average over 60 logged steps." in Page(render(run)).text
+    text = Page(render(run)).text
+    assert f"{turned}{angle:.1f}° on average over 60 logged steps." in text
+    assert "50.0% of the pairs of tasks were in conflict" in text  # 0, 1/3, 2/3, 1, again and again
+    assert "negative (mean over 60 logged steps)." in text
     unturned = {"steps": 9, "mean_cosine": 1.0, "mean_angle": 0.0}
     change_result(run, conflicts={"update": unturned})
     left = "pcgrad left the update in the direction of the mean gradient: 0.0° on average over 9"
