@@ -82,6 +82,11 @@ def nearest_file(name: str, names: Iterable[str]) -> str | None:
     return nearest(name, filter(alike, names))
 
 
+def name_one_in(folder: Path | str) -> str:
+    """A fix line for a file that is not there, and like none that is."""
+    return f"put it into {folder}, or name a file that is there"
+
+
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """A fix line: the nearest spelling, or the list of all when none is near."""
     words = sorted(words)

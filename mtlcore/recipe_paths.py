@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtlcore.errors import nearest_file
+from mtlcore.errors import name_one_in, nearest_file
 from mtlcore.recipe_checks import FieldProblem, KeyPath
 from mtlcore.recipe_yaml import Document
 
@@ -104,5 +104,6 @@ def _near(value: str, folders: Sequence[Path]) -> str:
         if name := nearest_file(path.name, names):
             return f"did you mean {str(Path(value).with_name(name))!r}?"
     places = ", ".join(dict.fromkeys(os.path.normpath(folder) for folder in looked_in))
-    missing = not any(folder.is_dir() for folder in looked_in)
-    return f"{'there is no folder' if missing else 'looked in'} {places}"
+    if any(folder.is_dir() for folder in looked_in):
+        return name_one_in(places)
+    return f"there is no folder {places}: name one that is there"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from mtlcore.components import WeightSchedule
 from mtlcore.errors import did_you_mean, fix_of_rule, nearest
 from mtlcore.recipe import ComponentSpec, Recipe, Section, class_at
 from mtlcore.recipe_checks import FieldProblem, KeyPath
@@ -139,7 +141,8 @@ def _problem(error: ErrorDetails, path: KeyPath) -> FieldProblem:
         message = f"`{name}` is missing"
         if isinstance(value, dict) and path:  # where it would stand
             path = (*path, name)
-        return FieldProblem(path or (name,), message, _how_to_add(path, name))
+        fix = _flat_form(value) if name == "name" else ""
+        return FieldProblem(path or (name,), message, fix or _how_to_add(path, name))
     if kind == "extra_forbidden":
         return FieldProblem(path, f"unknown key `{path[-1]}`", _right_key(path))
     if value is None:
@@ -163,6 +166,18 @@ def _how_to_add(path: KeyPath, name: str) -> str:
     return f"add `{name}: ...`"
 
 
+def _flat_form(value: Any) -> str:
+    """How `{pcgrad: {every: 5}}` is written: a component's options stand beside its name."""
+    options = value.get("options") if isinstance(value, dict) else None
+    if not isinstance(options, dict) or len(options) != 1:
+        return ""
+    [(name, inside)] = options.items()
+    if not isinstance(inside, dict | None):
+        return ""
+    pairs = {"name": name, **(inside or {})}
+    return f"write {{{', '.join(f'{key}: {option}' for key, option in pairs.items())}}}"
+
+
 def _right_key(path: KeyPath) -> str:
     """The nearest spelling, or the section in which the key belongs."""
     key = str(path[-1])
@@ -177,6 +192,8 @@ def _right_key(path: KeyPath) -> str:
     for where, inside in sections.items():
         if key in inside:
             return f"it belongs under `{where}`"
+    if len(path) == 1 and key in {option.name for option in fields(WeightSchedule)}:
+        return f"it is an option of a weighting: `weighting: {{name: ..., {key}: ...}}`"
     for where, inside in sections.items() if len(path) == 1 else ():
         if match := nearest(key, inside):
             return f"did you mean `{where}.{match}`?"

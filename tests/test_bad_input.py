@@ -520,7 +520,10 @@ RECIPES += [
     (
         "a plugin that is not there",
         added("plugins: [./mine.py]\n"),
-        [":41, plugins[0]: no such file: ./mine.py", "fix: looked in FOLDER"],
+        [
+            ":41, plugins[0]: no such file: ./mine.py",
+            "fix: put it into FOLDER, or name a file that is there",
+        ],
     ),
     (
         "a plugin that is no Python",
@@ -614,7 +617,12 @@ MODELS: list[tuple[str, Damage, list[str]]] = [
     (
         "no such folder",
         model("./models/tiny"),
-        ["FOLDER/recipe.yaml:1, model", "no such file: ./models/tiny", "fix: there is no folder"],
+        [
+            "FOLDER/recipe.yaml:1, model",
+            "no such file: ./models/tiny",
+            "fix: there is no folder",
+            "name one",
+        ],
     ),
     (
         "an empty folder",

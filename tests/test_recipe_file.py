@@ -236,6 +236,19 @@ def test_messages_are_free_of_jargon(text: str, message: str, write: Write) -> N
     assert only_problem(f"{GOOD}\n    {text}\n", write).message == message
 
 
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("weighting: {pcgrad: {every: 5}}", "write {name: pcgrad, every: 5}"),
+        ("sampling: {equal: }", "write {name: equal}"),
+        ("weighting: {scope: layer}", "add `name: ...`"),
+        ("every: 5", "it is an option of a weighting: `weighting: {name: ..., every: ...}`"),
+    ],
+)
+def test_options_have_their_place_beside_a_name(text: str, fix: str, write: Write) -> None:
+    assert only_problem(f"{GOOD}\n    {text}\n", write).fix.startswith(fix)
+
+
 def test_missing_sections_are_named(write: Write) -> None:
     found = problems("lora: {r: 4}\n", write)
     assert [problem.message for problem in found] == ["`model` is missing", "`tasks` is missing"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mtlcore.errors import UserError, counted, did_you_mean
@@ -34,7 +34,7 @@ def list_plugins(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("kind", "name", "summary", "from")
+    table = Table("kind", "name", Column("summary", overflow="fold"), "from")
     for row in rows:
         origin = f"{row['distribution']} {row['version']}"
         summary = Text(row["summary"])

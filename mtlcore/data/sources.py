@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mtlcore.data.readers import READERS, DamagedFileError, Row, Table, read_json
-from mtlcore.errors import UserError, did_you_mean, nearest, nearest_file
+from mtlcore.errors import UserError, did_you_mean, name_one_in, nearest, nearest_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -339,12 +339,12 @@ def _missing(path: Path, where: str) -> UserError:
         return UserError(what, where=where, fix="mend the link, or name the file itself")
     if parent.is_dir():
         match = nearest_file(path.name, (child.name for child in parent.iterdir()))
-        fix = f"did you mean {parent / match}?" if match else f"folder searched: {parent.resolve()}"
+        fix = f"did you mean {parent / match}?" if match else name_one_in(parent.resolve())
         return UserError(f"no such file: {path}", where=where, fix=fix)
     while not parent.is_dir() and parent != parent.parent:
         child, parent = parent, parent.parent
     match = nearest(child.name, (other.name for other in parent.iterdir() if other.is_dir()))
-    fix = f"did you mean the folder {parent / match}?" if match else f"looked in {parent.resolve()}"
+    fix = f"did you mean the folder {parent / match}?" if match else name_one_in(parent.resolve())
     return UserError(f"no such file: {path} (there is no folder {child})", where=where, fix=fix)
 
 

@@ -7,6 +7,7 @@ import time
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from mtlcore.cache import cache_folder
 from mtlcore.errors import UserError
 
 TRIES, PAUSE, TIMEOUT = 2, 1.0, 5.0
@@ -39,8 +40,9 @@ def require_reachable(name: str, revision: str | None) -> None:
             return
         if attempt + 1 < TRIES:
             time.sleep(PAUSE)
+    kept = sorted(config.parent for config in (cache_folder() / "models").glob("*/config.json"))
     raise UserError(
         f"{name!r} is no folder here, and the hub {constants.ENDPOINT} cannot be reached: {reason}",
         where="model.name_or_path",
-        fix=FIX,
+        fix=FIX + (f"; here is {', '.join(map(str, kept))}" if kept else ""),
     )

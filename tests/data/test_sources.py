@@ -224,7 +224,7 @@ def test_a_line_of_ten_megabytes_is_read(tmp_path: Path) -> None:
 
 def test_a_file_that_is_alike_in_its_ending_alone_is_not_meant(tmp_path: Path) -> None:
     written(tmp_path, "list.jsonl", LINES)
-    with pytest.raises(UserError, match=r"no such file: .*missing\.jsonl\n  fix: folder searched"):
+    with pytest.raises(UserError, match=r"no such file: .*missing\.jsonl\n  fix: put it into"):
         read(tmp_path / "missing.jsonl")
 
 
@@ -232,7 +232,7 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
     written(tmp_path, "sentiment.jsonl", LINES)
     with pytest.raises(UserError, match=r"(?s)no such file: .*did you mean .*/sentiment\.jsonl"):
         read(tmp_path / "sentimnt.jsonl")
-    with pytest.raises(UserError, match="folder searched"):
+    with pytest.raises(UserError, match=r"put it into .*, or name a file that is there"):
         read(tmp_path / "zzz.csv")
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"(?s)no folder .*dta.*did you mean the folder .*/data"):

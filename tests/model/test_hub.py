@@ -43,6 +43,17 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(port: int) -> None:
     assert "fix: give a folder made by save_pretrained" in str(caught.value)
 
 
+def test_a_model_in_the_cache_is_named(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path)
+    kept = tmp_path / "models" / "small"
+    kept.mkdir(parents=True)
+    (kept / "config.json").touch()
+    with pytest.raises(UserError, match=f"; here is {kept}$"):
+        tokenizer_of(MODEL)
+
+
 @pytest.mark.parametrize("way", ["offline", "proxy", "cache", "connection"])
 def test_where_the_library_may_find_the_model_it_is_asked(
     way: str, port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
