@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mtlcore.errors import UserError
+from mtlcore.errors import Problem, UserError
 from mtlcore.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from mtlcore.data.example import Example
     from mtlcore.data.tasks import Task
-    from mtlcore.errors import Problem
     from mtlcore.evaluation.predictions import Prediction
+    from mtlcore.recipe import Recipe, TaskRecipe
     from mtlcore.run import Run
 
 # Types for options: the recipe is checked against them, and the schema shows their ranges.
@@ -194,9 +194,11 @@ class Weighting(Component):
     # What `mtlcore.testing.check_weighting` holds it to:
     symmetric: ClassVar[bool] = True  # tasks in another order have the same weights
     homogeneity: float | None = None  # k, if J and l times c give weights times c^k
+    undoes_scale: bool = False  # a loss in other units, and so `loss_weight`, turns no update
     scope: Scope = "model"  # whether weights are [T] for the model, or [S, T] by layer or factor
     schedule: WeightSchedule = WeightSchedule()  # set by the framework
     inner: Weighting | None = None  # the weighting that its option `main` names
+    weighs_auxiliary: bool = True
 
     def set_inner(self, inner: Weighting) -> None:
         """Take the weighting that the option `main` names; called once, before the run."""
@@ -205,6 +207,33 @@ class Weighting(Component):
     def inner_places(self, run: Run, present: Sequence[int]) -> Sequence[int]:
         """Which of the present tasks, as places in 0 .. T'-1, the inner weighting is given."""
         return range(len(present))
+
+    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
+        """Warn of loss weights that do not tell one task from another."""
+        given = {name: task.loss_weight for name, task in recipe.tasks.items() if self.weighs(task)}
+        if not self.undoes_scale or len({*given.values()}) == 1:
+            return []
+        odd = next(name for name, value in given.items() if value != 1)
+        return [
+            Problem(
+                f"tasks.{odd}.loss_weight",
+                f"loss weights that differ have no effect: weighting {self.name} undoes the scale "
+                "of every loss",
+                "remove them, or use another weighting (fixed, stch)",
+            )
+        ]
+
+    def weigh_main_tasks_alone(self) -> None:
+        """Take it that it will never be asked for a weight of an auxiliary task."""
+        self.weighs_auxiliary = False
+
+    def weighs(self, task: TaskRecipe) -> bool:
+        """Whether it is ever asked for a weight of this task."""
+        return self.weighs_auxiliary or task.role == "main"
+
+    def weighed(self, run: Run) -> list[int]:
+        """Indices of the tasks that it weighs, absent ones too: T in a formula is their number."""
+        return [task.index for task in run.tasks if self.weighs(task.recipe)]
 
     def needs_at(self, step: int, present: Sequence[int]) -> Needs:
         """What it reads in a step with these tasks, which the schedule may make less."""

@@ -72,7 +72,7 @@ class Trainer:
         )
         if self.gradients.mode == "multi_pass":
             run.note("gradients: multi_pass, one backward pass per task and micro-batch")
-        if run.weighting.needs != "nothing" and not self.gradients.has_shared:
+        if run.weighting.name != "equal" and not self.gradients.has_shared:
             run.note(
                 f"warning: weighting {run.weighting.name!r} is not asked: no trained weight is "
                 "shared between tasks"
@@ -604,8 +604,9 @@ class Trainer:
     def _warn_without_effect(self) -> None:
         """A weighting that looked at the tasks and changed nothing: say so."""
         run = self.run
+        was_asked = run.step > run.weighting.schedule.warmup
         weighs = self.gradients.has_shared and run.weighting.needs != "nothing"
-        if weighs and (warning := self.effect.warning(run.weighting.name)):
+        if was_asked and weighs and (warning := self.effect.warning(run.weighting.name)):
             run.note(warning)
 
     def _result(self, sections: list[Any]) -> dict[str, Any]:

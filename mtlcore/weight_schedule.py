@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mtlcore.errors import Problem
     from mtlcore.gradients import Gradients
     from mtlcore.plugins import PluginManager
+    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 
@@ -41,7 +42,12 @@ class ScheduledWeighting(Weighting):
         self.plugins = plugins
         self.kept: Tensor | None = None  # [T] or [S, T]; NaN for a task without a weight yet
 
-    def mtlcore_check(self) -> list[Problem]:
+    def weigh_main_tasks_alone(self) -> None:
+        """Like the weighting."""
+        super().weigh_main_tasks_alone()
+        self.weighting.weigh_main_tasks_alone()
+
+    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Refuse to keep, average or normalize what has no weights."""
         if self.gives == "direction":
             for option in ("every", "ema", "normalize"):
@@ -82,16 +88,17 @@ class ScheduledWeighting(Weighting):
         self, run: Run, losses: Tensor | None, gradients: Gradients
     ) -> Tensor | Direction:
         """[T'] or [S, T'], or what the weighting gives."""
-        present, tasks = gradients.present, len(run.tasks)
+        present = gradients.present
         if run.step < self.schedule.warmup:
-            return torch.full((len(present),), 1 / tasks, dtype=torch.float64)
+            share = 1 / len(self.weighed(run))
+            return torch.full((len(present),), share, dtype=torch.float64)
         if self._asks(run.step, present):
             ask = self.plugins.only("mtlcore_weigh_tasks", [self.weighting])
             answer: Tensor | Direction = ask(run=run, losses=losses, gradients=gradients)
             if isinstance(answer, Direction):
                 self._require_direction()
                 return answer
-            self._keep(answer, present, tasks)
+            self._keep(run, answer, present)
         assert self.kept is not None
         return self.kept[..., present]
 
@@ -102,13 +109,13 @@ class ScheduledWeighting(Weighting):
                 "averaged: set gives = 'direction' on its class"
             )
 
-    def _keep(self, weights: Tensor, present: Sequence[int], tasks: int) -> None:
+    def _keep(self, run: Run, weights: Tensor, present: Sequence[int]) -> None:
         if self.schedule.normalize == "sum_to_one":
             sums = weights.sum(-1, keepdim=True)
-            share = len(present) / tasks
+            share = len(present) / len(self.weighed(run))
             weights = torch.where(sums > 0, weights / sums.where(sums > 0, 1) * share, weights)
         if self.kept is None:
-            self.kept = weights.new_full((*weights.shape[:-1], tasks), torch.nan)
+            self.kept = weights.new_full((*weights.shape[:-1], len(run.tasks)), torch.nan)
         if weights.ndim > self.kept.ndim:  # by scope after a step in which there was one of all
             self.kept = self.kept.repeat(len(weights), 1)
         before = self.kept[..., present]

@@ -263,7 +263,7 @@ def test_what_gives_no_weights_cannot_be_kept(option: str) -> None:
     spec: Any = SimpleNamespace(name="turning", options=options)
     weighting = ScheduledWeighting(manager.create("weighting", spec, "weighting"), manager)
     with pytest.raises(UserError, match=f"{next(iter(options))} acts on the weights of tasks"):
-        weighting.mtlcore_check()
+        weighting.mtlcore_check(SimpleNamespace(tasks={}))
 
 
 def test_a_direction_that_was_not_declared_is_refused() -> None:
@@ -278,6 +278,7 @@ def test_a_warm_up_that_never_ends_is_told(tiny_model: Path, tmp_path: Path) -> 
     run = mtlcore.train(recipe)
     told = [note for note in run.notes if "never asked: all 6 steps are warm-up" in note]
     assert len(told) == 1
+    assert not any("it changed nothing" in note for note in run.notes)
 
 
 def test_the_options_are_those_of_every_weighting() -> None:

@@ -45,6 +45,7 @@ def check_weighting(
     * two runs of the same seed differ while others use the generators of random, numpy and torch;
     * tasks in another order make another update, unless it says `symmetric = False`;
     * it declares a `homogeneity` k, and J and losses times c do not give weights times c^k;
+    * it declares `undoes_scale`, and a loss in other units turns the update;
     * `check_stateful` finds something.
     """
     if cls.kind != "weighting":
@@ -63,6 +64,7 @@ def check_weighting(
                 )
         _check_order(trial)
         _check_scale(trial)
+        _check_units(trial)
     check_stateful(cls, options, recipe=recipe)
 
 
@@ -190,6 +192,23 @@ def _check_scale(trial: Trial) -> None:
                 f"{factor:g} times {update.tolist()}",
                 fix="set `homogeneity` on the class to what it is, or to None",
             )
+
+
+def _check_units(trial: Trial) -> None:
+    """Each loss in units of its own."""
+    _, losses, J = next(_cases(PRESENT[0]))
+    weighting, update = _first_update(trial, losses, J)
+    if not weighting.undoes_scale:
+        return
+    units = torch.tensor([2.0**-5, 1, 2.0**5], dtype=torch.float64)
+    _, turned = _first_update(trial, units * losses, units[:, None] * J)
+    if not _close(turned / turned.norm(), update / update.norm()):
+        raise NotConformant(
+            trial.cls,
+            f"with the losses and gradients of the tasks times {units.tolist()} the update is "
+            f"{turned.tolist()}, which does not point as {update.tolist()} does",
+            fix="leave `undoes_scale` on the class at False",
+        )
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mtlcore.run import Run
+
 
 class LearnedShares(Weighting):
-    """A share for each task of the run, with sum 1, kept as logarithms: none is ever lost to 0."""
+    """A share for each task it weighs, with sum 1, kept as logarithms: none is ever lost to 0."""
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
 
-    def start(self, tasks: int) -> None:
+    def start(self, run: Run) -> None:
         """Equal shares, before the first step."""
         if not self.state:
-            self.state["log_shares"] = torch.full((tasks,), 1 / tasks, dtype=torch.float64).log()
+            share = torch.tensor(1 / len(self.weighed(run)), dtype=torch.float64)
+            self.state["log_shares"] = share.log().repeat(len(run.tasks))
 
     def shares(self, tasks: Tensor) -> Tensor:
         """[T'] the shares of these tasks."""
@@ -47,10 +50,11 @@ class LearnedShares(Weighting):
 class Baselines(LearnedShares):
     """Shares that move by values relative to the first ones of each task."""
 
-    def start(self, tasks: int) -> None:
+    def start(self, run: Run) -> None:
         """Equal shares and no first values, before the first step."""
-        super().start(tasks)
-        self.state.setdefault("first", torch.full((tasks,), torch.nan, dtype=torch.float64))
+        super().start(run)
+        nothing = torch.full((len(run.tasks),), torch.nan, dtype=torch.float64)
+        self.state.setdefault("first", nothing)
 
     def first(self, tasks: Tensor, values: Tensor) -> Tensor:
         """[T'] the first value above 0 of each task, these included; NaN if there was none."""

@@ -73,4 +73,4 @@ class AlignedMTL(Weighting):
         factors = torch.where(kept, (scale / values.where(kept, 1)).sqrt(), 0)
         aligned = ((vectors * factors[..., None, :]) @ vectors.mT).sum(dim=-1)  # B 1
         aligned = aligned.where(gramian.diagonal(dim1=-2, dim2=-1) > 0, 0)  # free of rounding
-        return torch.where(rank > 0, aligned, 1) / len(run.tasks)
+        return torch.where(rank > 0, aligned, 1) / len(self.weighed(run))

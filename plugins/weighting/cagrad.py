@@ -63,7 +63,7 @@ class CAGrad(Weighting):
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: 1/T + c |g0| / |Jᵀ v| v."""
         gramian = gradients.gramian(self.scope)
-        mean = torch.full(gramian.shape[:-1], 1 / len(run.tasks), dtype=torch.float64)
+        mean = torch.full(gramian.shape[:-1], 1 / len(self.weighed(run)), dtype=torch.float64)
         shares = cagrad_minimum(gramian, self.c)  # v
         norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
         lengths = length(gramian, shares)[..., None]

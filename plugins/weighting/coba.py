@@ -44,8 +44,9 @@ class CoBa(Weighting):
     the two counts. All is as in the authors' code (MFTCoder), with these exceptions: losses are
     divided by the first one, as in the paper (the code leaves them as they are); ACS looks back
     `window` slopes, not `window` less the first looks. It costs a forward pass over T x `rows` eval
-    rows every `interval` steps, in each process. Weights are 1/T in the first `first_looks` looks.
-    T counts the tasks of the stage, and each stage begins anew.
+    rows every `interval` steps, in each process. A task whose rows of a look have no labelled token
+    keeps its last loss; the first look is one in which all have some. Weights are 1/T in the first
+    `first_looks` looks. T counts the tasks of the stage, and each stage begins anew.
 
     tau: 5, as in the code; larger values make DF turn faster.
     window, first_looks: 200 and 100 looks, as in the code.
@@ -90,7 +91,7 @@ class CoBa(Weighting):
     def mtlcore_check(self, tasks: Sequence[Task]) -> list[Problem]:
         """Refuse tasks without eval rows."""
         for task in tasks:
-            if task.eval is None:
+            if task.eval is None and self.weighs(task.recipe):
                 raise UserError(
                     f"{self.name} looks at eval rows, and task {task.name!r} has none",
                     where="weighting",
@@ -109,7 +110,7 @@ class CoBa(Weighting):
 
     def mtlcore_stage_start(self, run: Run) -> None:
         """Other tasks, and another learning rate: the slopes of before say nothing."""
-        self._begin([task.index for task in run.tasks if run.is_active(task)])
+        self._begin([index for index in self.weighed(run) if run.is_active(run.tasks[index])])
 
     def mtlcore_step_end(self, run: Run) -> None:
         """Look at the eval rows with the new weights."""
@@ -135,11 +136,14 @@ class CoBa(Weighting):
 
     def see(self, losses: Tensor) -> None:
         """Take the losses [K] of a look, and fit the slopes of now once there are enough."""
-        if not torch.isfinite(losses).all():
-            return
+        known = torch.isfinite(losses)
         if not len(self.first):
+            if not known.all():
+                return
             self.first = losses.clone()
         relative = torch.where(self.first > 0, losses / self.first.where(self.first > 0, 1), 1)
+        if not known.all():
+            relative = torch.where(known, relative, self.losses[:, -1])
         self.losses = torch.cat([self.losses, relative[:, None]], 1)[:, -self.window :]
         if self.losses.shape[1] < self.first_looks:
             return

@@ -44,6 +44,7 @@ class ConFIG(Weighting):
     needs = "gramian"
     native_scale = "T' for equal gradients: the projection of their sum"
     homogeneity = 0
+    undoes_scale = True
 
     def __init__(self, *, scope: Scope = "model") -> None:
         self.scope = scope

@@ -42,6 +42,7 @@ class DBMTL(Weighting):
     needs = "gramian"
     native_scale = "the sum of T' gradients as long as the longest gradient of a log loss"
     homogeneity = -1
+    undoes_scale = True
 
     def __init__(self, *, scope: Scope = "model") -> None:
         self.scope = scope

@@ -38,7 +38,8 @@ class DoGEWeights(LearnedShares):
         is divided by the mean norm of the present gradients, and is kept within 0 and 5. Of two
         tasks both have the same W then, and their weights never move.
     step_size: eta / mu. 0.01 is the learning rate 5e-4 of the authors' proxy, which is their eta,
-        by their mu 0.05; eta is constant here.
+        by their mu 0.05; eta is constant here. By rule "paper" gradients much shorter than 1, as
+        those of LoRA often are, hardly move a weight in a run: it grows with their square.
     Shapes: G [T', T'], weights [T']. Native scale: the weights sum to 1 when all are present. There
         is one weight for the model: no scope.
     """
@@ -59,7 +60,7 @@ class DoGEWeights(LearnedShares):
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] the weights, once moved by this step's W."""
-        self.start(len(run.tasks))
+        self.start(run)
         tasks = torch.as_tensor(gradients.present, dtype=torch.long)
         gramian = gradients.gramian("model")
         scores = gramian.sum(dim=-1)  # W

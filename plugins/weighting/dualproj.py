@@ -49,5 +49,5 @@ class DualProj(Projecting):
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: the one row of the solution."""
         gramian = gradients.gramian(self.scope)
-        mean = torch.full((1, gramian.shape[-1]), 1 / len(run.tasks), dtype=torch.float64)
+        mean = torch.full((1, gramian.shape[-1]), 1 / len(self.weighed(run)), dtype=torch.float64)
         return self.projected(gramian, mean)[..., 0, :]

@@ -68,7 +68,9 @@ class DWA(Weighting):
         if self.steps == self.window:
             self._close_window(self.state)
         ratios, _, sums, counts = self.state
-        weights = len(run.tasks) * torch.softmax(ratios / self.tau, dim=0)
+        weighed = self.weighed(run)
+        weights = torch.zeros_like(ratios)
+        weights[weighed] = len(weighed) * torch.softmax(ratios[weighed] / self.tau, dim=0)
         sums[gradients.present] += losses
         counts[gradients.present] += 1
         self.steps += 1

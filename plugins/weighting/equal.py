@@ -38,4 +38,6 @@ class Equal(Weighting):
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] times 1/T."""
-        return torch.full((len(gradients.present),), 1 / len(run.tasks), dtype=torch.float64)
+        return torch.full(
+            (len(gradients.present),), 1 / len(self.weighed(run)), dtype=torch.float64
+        )

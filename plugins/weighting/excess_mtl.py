@@ -53,7 +53,7 @@ class ExcessMTL(Baselines):
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] the weights, once moved by this step's excess risks."""
-        self.start(len(run.tasks))
+        self.start(run)
         tasks = torch.as_tensor(gradients.present, dtype=torch.long)
         excess = self._excess_risks(gradients, len(run.tasks))
         new = self.state["first"][tasks].isnan()

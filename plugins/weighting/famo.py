@@ -30,7 +30,7 @@ class FAMO(Remembering):
         z = softmax(xi)
         w_t = c z_t / (l_t - b + eps),    c = 1 / sum_t z_t / (l_t - b + eps)
         after the update:  delta_t = log(l_t - b + eps) - log(l'_t - b + eps)
-                           xi takes a step of Adam along z (delta - z'delta)
+                           xi takes a step of Adam down z (delta - z'delta)
 
     l' are the losses of the same rows, under the same dropout, with the new weights: one more
     forward pass in each step. No gradient of a single task is needed. With absent tasks softmax and
@@ -51,6 +51,7 @@ class FAMO(Remembering):
     )
     needs = "losses"
     native_scale = "1"
+    undoes_scale = True
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ class Fixed(Weighting):
 
         w_t = weights[t]
 
-    weights: task name -> weight >= 0, naming every task; no default. They are used as written:
-    a mean over tasks has weights that sum to 1.
+    weights: task name -> weight >= 0, naming every task, or every main one as `main` of a gate; no
+        default. They are used as written: a mean over tasks has weights that sum to 1.
     Shapes: weights [T']. Native scale: the sum of the given weights of the present tasks.
     """
 
@@ -49,12 +49,20 @@ class Fixed(Weighting):
     def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Refuse weights that miss a task, or that name one the recipe does not have."""
         require_tasks(self.weights, recipe.tasks, "weighting.weights")
-        missing = [name for name in recipe.tasks if name not in self.weights]
+        weighed = [name for name, task in recipe.tasks.items() if self.weighs(task)]
+        missing = [name for name in weighed if name not in self.weights]
+        unused = [name for name in self.weights if name not in weighed]
         if missing:
             raise UserError(
                 f"weighting.weights must name every task, and misses {', '.join(missing)}",
                 where="weighting",
                 fix=f"add {missing[0]}: 1.0 (or 0 to leave the task out of the shared weights)",
+            )
+        if unused:
+            raise UserError(
+                f"weighting.weights names {unused[0]!r}, and here it weighs main tasks alone",
+                where="weighting",
+                fix=f"remove {unused[0]}: an auxiliary task has the weight that its gate gives it",
             )
         return []
 

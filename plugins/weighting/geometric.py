@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtlcore.components import Weighting
-from mtlcore_plugins.weighting._losses import note_loss_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mtlcore.errors import Problem
     from mtlcore.gradients import Gradients
-    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 
@@ -42,10 +39,7 @@ class Geometric(Weighting):
     needs = "losses"
     native_scale = "geometric over harmonic mean of the losses: at least 1, all tasks present"
     homogeneity = 0
-
-    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
-        """Warn of loss weights, which do not tell one task from another here."""
-        return note_loss_weights(recipe, self.name)
+    undoes_scale = True
 
     def mtlcore_weigh_tasks(self, run: Run, losses: Tensor, gradients: Gradients) -> Tensor:
         """[T'] the geometric mean over each loss, times 1/T."""
@@ -53,5 +47,5 @@ class Geometric(Weighting):
         positive = losses > 0
         if positive.any():
             logs = losses[positive].log()
-            weights[positive] = torch.exp(logs.mean() - logs) / len(run.tasks)
+            weights[positive] = torch.exp(logs.mean() - logs) / len(self.weighed(run))
         return weights

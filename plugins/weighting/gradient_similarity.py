@@ -43,8 +43,7 @@ class GradientSimilarity(Weighting):
 
     m is the mean weight of the main tasks present, so that a kept task counts like one of them
     times its `loss_weight`; f is how far the auxiliary tasks have faded out. The main tasks are
-    weighed by `main`, to which the auxiliary ones are absent from every step. T, where a method has
-    it, counts them all the same; `fixed` wants a weight for each, `coba` eval rows.
+    weighed by `main`, as if there were no others: its T is their number.
 
     Tasks are auxiliary by `role: auxiliary`. A zero gradient has cosine 0. In a step without a main
     task no auxiliary one can be measured: their weights are 0 in it. A stage that names no main
@@ -53,14 +52,17 @@ class GradientSimilarity(Weighting):
     "unweighted" and "weighted" versions are "keep" and "damp".
 
     main: the weighting of the main tasks among themselves, any by name or with options; without
-        one each has 1 / number of main tasks of the run, as if there were no others. To a
-        `Direction` m is 1.
+        one each has 1/T, as by `equal`. To a `Direction` m is 1.
     rule: see above; "always" looks at no gradients, for `fade` and `until` alone.
     threshold: a task is dropped where its cosine is not above it (0, the paper's).
     smoothing: share of the past in a running mean of c_a, for steps of few rows; 0 takes the
         cosine of each step alone, as the paper does.
     fade: "none", "linear" or "cosine": how f goes from 1 to 0 over the steps.
     until: the share of the run's steps after which f is 0.
+
+    `every` and `ema` around the gate keep and average what it gave: a dropped task may linger, and
+    `fade` lags. Around `main` they do not.
+
     Shapes: G [T', T'], weights [T'], or [S, T'] if `main` gives such. Native scale: that of `main`,
     and up to m for each auxiliary task.
     """
@@ -99,6 +101,7 @@ class GradientSimilarity(Weighting):
     def set_inner(self, inner: Weighting) -> None:
         """Take the weighting of the main tasks."""
         super().set_inner(inner)
+        inner.weigh_main_tasks_alone()
         self.needs, self.gives, self.scope = (
             _more(self.needs, inner.needs),
             inner.gives,

@@ -64,9 +64,9 @@ class GradNorm(Baselines):
 
     def mtlcore_weigh_tasks(self, run: Run, losses: Tensor, gradients: Gradients) -> Tensor:
         """[T'] the weights so far; then they are moved."""
-        self.start(len(run.tasks))
+        self.start(run)
         tasks = torch.as_tensor(gradients.present, dtype=torch.long)
-        weights = len(run.tasks) * self.shares(tasks)
+        weights = len(self.weighed(run)) * self.shares(tasks)
         first = self.first(tasks, losses)
         lengths = weights * norms(gradients.gramian("model"))  # w d
         moved = (lengths > 0) & ~first.isnan()

@@ -51,6 +51,7 @@ class IMTLG(Weighting):
     needs = "gramian"
     native_scale = "sum 1 when all tasks are present, T'/T otherwise"
     homogeneity = 0
+    undoes_scale = True
 
     def __init__(self, *, scope: Scope = "model") -> None:
         self.scope = scope
@@ -60,7 +61,7 @@ class IMTLG(Weighting):
         weights = fair_direction(gradients.gramian(self.scope)).numpy()
         total = weights.sum(axis=-1, keepdims=True)
         summable = abs(total) > NO_SUM * abs(weights).sum(axis=-1, keepdims=True)
-        share = len(gradients.present) / len(run.tasks)
+        share = len(gradients.present) / len(self.weighed(run))
         return torch.from_numpy(
             weights * np.where(summable, share / np.where(summable, total, 1), 0)
         )

@@ -25,7 +25,7 @@ class IMTLL(Remembering):
         minimise  sum_t  exp(s_t) l_t - s_t    over the model and s [T]
         w_t = exp(s_t)
 
-    The weights of a step use s as it is; then s takes one step of Adam (betas 0.9, 0.999) along its
+    The weights of a step use s as it is; then s takes one step of Adam (betas 0.9, 0.999) down its
     gradient exp(s_t) l_t - 1, with the losses of the present tasks. An absent task keeps its s_t
     and moments. At rest w_t = 1 / l_t, what `scale_invariant` takes at once; a `loss_weight` then
     has no effect. It is `uncertainty` times 2, with s of the other sign. |s_t| stays below 69,

@@ -71,4 +71,4 @@ class MGDA(Weighting):
                 divisors = divisors * gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
             inverse = torch.where(divisors > 0, 1 / divisors, 0)
             gramian = gramian * inverse[..., :, None] * inverse[..., None, :]
-        return simplex_minimum(gramian) * (len(gradients.present) / len(run.tasks))
+        return simplex_minimum(gramian) * (len(gradients.present) / len(self.weighed(run)))

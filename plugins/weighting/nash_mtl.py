@@ -44,6 +44,7 @@ class NashMTL(Weighting):
     paper = "Multi-Task Learning as a Bargaining Game (ICML 2022), https://arxiv.org/abs/2202.01017"
     needs = "gramian"
     native_scale = "|update| = sqrt(T' |G|), at most max_norm"
+    undoes_scale = True
 
     def __init__(self, *, max_norm: NotNegative = 1.0, scope: Scope = "model") -> None:
         self.max_norm = max_norm

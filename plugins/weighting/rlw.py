@@ -42,4 +42,6 @@ class RLW(Weighting):
         """[T'] the softmax of normal draws."""
         generator = run.generator(run.step, self.name)
         drawn = torch.randn(len(run.tasks), generator=generator, dtype=torch.float64)
-        return torch.softmax(drawn, dim=0)[gradients.present]
+        weighed, weights = self.weighed(run), torch.zeros_like(drawn)
+        weights[weighed] = torch.softmax(drawn[weighed], dim=0)
+        return weights[gradients.present]

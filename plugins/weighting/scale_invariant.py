@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtlcore.components import Weighting
-from mtlcore_plugins.weighting._losses import note_loss_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mtlcore.errors import Problem
     from mtlcore.gradients import Gradients
-    from mtlcore.recipe import Recipe
     from mtlcore.run import Run
 
 
@@ -37,10 +34,7 @@ class ScaleInvariant(Weighting):
     needs = "losses"
     native_scale = "sum of 1 / l_t of the present tasks: larger as the losses fall"
     homogeneity = -1
-
-    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
-        """Warn of loss weights, which cancel."""
-        return note_loss_weights(recipe, self.name)
+    undoes_scale = True
 
     def mtlcore_weigh_tasks(self, run: Run, losses: Tensor, gradients: Gradients) -> Tensor:
         """[T'] one over each loss."""

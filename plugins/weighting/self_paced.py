@@ -83,7 +83,7 @@ class SelfPaced(Remembering):
             kept = (now <= threshold).double()
         else:
             kept = (1 - now / threshold).clamp(min=0)
-        return kept / len(run.tasks)
+        return kept / len(self.weighed(run))
 
     def _threshold(self, run: Run, losses: Tensor, means: Tensor) -> float:
         """c, from the losses [T'] of this step and the running means [T]."""

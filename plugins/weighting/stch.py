@@ -46,6 +46,6 @@ class STCH(Weighting):
 
     def mtlcore_weigh_tasks(self, run: Run, losses: Tensor, gradients: Gradients) -> Tensor:
         """[T'] the softmax of the losses, times 1/T."""
-        tasks = len(run.tasks)
+        tasks = len(self.weighed(run))
         # From the largest down: a small mu would overflow.
         return torch.softmax((losses - losses.max()) / tasks / self.mu, dim=0) / tasks

@@ -27,7 +27,7 @@ class Uncertainty(Remembering):
         w_t = 1/2 exp(-s_t)
 
     The weights of a step use s as it is; then s takes one step of Adam (betas 0.9, 0.999, as the
-    models of the field use) along its gradient 1/2 - 1/2 exp(-s_t) l_t, with the losses of the
+    models of the field use) down its gradient 1/2 - 1/2 exp(-s_t) l_t, with the losses of the
     present tasks. An absent task keeps its s_t and moments. At rest exp(s_t) = l_t; a `loss_weight`
     then has no effect. A plain gradient step would throw s_t so far at a large loss that its weight
     is 0 for long. |s_t| stays below 69, where a loss of 0 would take it.

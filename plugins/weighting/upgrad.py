@@ -48,4 +48,4 @@ class UPGrad(Projecting):
         """[T'] or [S, T']: the v_i, summed, times 1/T."""
         gramian = gradients.gramian(self.scope)
         each = torch.eye(gramian.shape[-1], dtype=torch.float64)
-        return self.projected(gramian, each).sum(dim=-2) / len(run.tasks)
+        return self.projected(gramian, each).sum(dim=-2) / len(self.weighed(run))

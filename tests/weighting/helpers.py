@@ -148,12 +148,6 @@ def assert_degenerate_gradients_are_weighed(cls, **options):
             assert torch.isfinite(rows.T @ weights).all(), name
 
 
-def check_recipe(*loss_weights):
-    """A stand-in for a recipe whose tasks have these loss weights."""
-    given = {str(index): SimpleNamespace(loss_weight=w) for index, w in enumerate(loss_weights)}
-    return SimpleNamespace(tasks=given)
-
-
 def weighted_losses(line):
     """The losses of a step of the tiny run as its weighting reads them: times `loss_weight`."""
     return {name: loss * (2 if name == "spelling" else 1) for name, loss in line["losses"].items()}

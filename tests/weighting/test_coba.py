@@ -107,11 +107,12 @@ def test_losses_that_do_not_move_give_equal_weights(losses):
         assert weigh(weighting, run).tolist() == pytest.approx([0.5, 0.5])
 
 
-def test_a_look_that_is_not_finite_is_passed_over():
+def test_a_task_without_a_loss_in_a_look_keeps_its_last_one():
     weighting, run = CoBa(window=4, first_looks=2), tasks(2)
     weighting.mtlcore_stage_start(run)
-    weighting.see(torch.tensor([1.0, torch.nan], dtype=torch.float64))
-    assert weighting.losses.shape == (2, 0)
+    for look in ([1.0, torch.nan], [2.0, 4.0], [1.0, torch.nan], [torch.nan, 2.0]):
+        weighting.see(torch.tensor(look, dtype=torch.float64))
+    assert weighting.losses.tolist() == [[1.0, 0.5, 0.5], [1.0, 1.0, 0.5]]
 
 
 OPTIONS = "{name: coba, window: 4, first_looks: 2, tau: 1.0}"

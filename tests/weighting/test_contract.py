@@ -1,10 +1,13 @@
 """What all weightings that read gradients keep, with options that change what they do."""
 
+import functools
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mtlcore.components import Weighting
 from mtlcore.plugins import PluginManager
 from tests.weighting.helpers import (
     assert_close,
@@ -84,6 +87,31 @@ def test_weights_scale_as_declared(name, options, scale):
         losses = torch.linspace(0.5, 2, 8, dtype=torch.float64) + run.step
         expected = weigh(plain, rows, losses, run=run) * scale**plain.homogeneity
         assert_close(weigh(scaled, rows * scale, losses * scale, run=run), expected, 1e-10)
+
+
+def test_a_scale_that_is_undone_makes_loss_weights_a_warning():
+    """That the scale is undone is a matter of `check_weighting`."""
+    warned = set()
+    for name, cls in CLASSES.items():
+        weighting = cls(**({"weights": {}} if name == "fixed" else {}))
+        check = functools.partial(Weighting.mtlcore_check, weighting)
+        assert check(recipe_of(1.0, 1.0)) == check(recipe_of(2.0, 2.0, auxiliary=2.0)) == []
+        for problem in check(recipe_of(1.0, 2.0, 1.0)):
+            assert problem.where == "tasks.1.loss_weight"
+            assert f"weighting {name} undoes the scale of every loss" in problem.message
+            warned.add(name)
+        weighting.weighs_auxiliary = False
+        assert check(recipe_of(1.0, 1.0, auxiliary=2.0)) == []
+    assert warned == {
+        *("config", "db_mtl", "famo", "geometric", "imtl_g", "nash_mtl", "scale_invariant")
+    }
+
+
+def recipe_of(*main, auxiliary=1.0):
+    """A stand-in for a recipe whose main tasks have these loss weights, and an auxiliary one."""
+    given = [SimpleNamespace(loss_weight=weight, role="main") for weight in main]
+    last = SimpleNamespace(loss_weight=auxiliary, role="auxiliary")
+    return SimpleNamespace(tasks={str(index): task for index, task in enumerate([*given, last])})
 
 
 @pytest.mark.parametrize(

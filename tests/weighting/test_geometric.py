@@ -6,7 +6,6 @@ import torch
 from mtlcore_plugins.weighting.geometric import Geometric
 from mtlcore_plugins.weighting.scale_invariant import ScaleInvariant
 from tests.weighting.helpers import (
-    check_recipe,
     random_losses,
     slopes,
     tasks,
@@ -43,12 +42,6 @@ def test_a_loss_of_zero_is_left_out():
 def test_the_mean_is_over_the_present_tasks_and_the_share_that_of_the_run():
     weights = weigh_by(Geometric(), tasks(4), [4.0, 1.0], present=[1, 3])
     assert weights.tolist() == pytest.approx([1 / 8, 1 / 2])
-
-
-def test_loss_weights_that_differ_are_a_warning():
-    [problem] = Geometric().mtlcore_check(check_recipe(3.0, 1.0))
-    assert problem.where == "tasks.0.loss_weight"
-    assert Geometric().mtlcore_check(check_recipe(1.0, 1.0)) == []
 
 
 def test_a_run_gives_small_losses_more_weight(tiny_model, tmp_path):

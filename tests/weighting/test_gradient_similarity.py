@@ -13,9 +13,11 @@ from mtlcore.plugin_sources import Plugin
 from mtlcore.plugins import PluginManager
 from mtlcore.recipe_components import make_components
 from mtlcore.recipe_file import recipe_from_mapping
-from mtlcore.testing import StandInGradients, stand_in_run
+from mtlcore.testing import StandInGradients, plugin_manager, stand_in_run
 from mtlcore_plugins.weighting.gradient_similarity import GradientSimilarity
 from tests.recipes import TASKS, metrics, training_part, write_tiny_recipe
+from tests.weighting.helpers import jacobian
+from tests.weighting.helpers import weigh as weights_of
 
 
 def run_of(*roles):
@@ -243,12 +245,14 @@ class Given:
         self.recipe = recipe_from_mapping(data).recipe
         self.made = make_components(self.recipe, self.plugins)
 
-    def weigh(self, rows, losses=None, present=None):
-        run = run_of(*ROLES)
+    def weigh(self, rows, losses=None, present=None, run=None):
+        run = run or run_of(*ROLES)
         run.plugins = self.plugins
         losses = torch.arange(1.0, 1 + len(rows)).double() if losses is None else losses
         return self.plugins.hook.mtlcore_weigh_tasks(
-            run=run, losses=losses, gradients=StandInGradients(torch.tensor(rows).double(), present)
+            run=run,
+            losses=losses,
+            gradients=StandInGradients(torch.as_tensor(rows, dtype=torch.float64), present),
         )
 
 
@@ -269,6 +273,54 @@ def test_the_main_tasks_are_weighed_among_themselves_by_any_weighting():
     assert cosine(OPPOSED, 1, [0, 3]) > 0 > cosine(OPPOSED, 2, [0, 3])
     assert weights[1] == pytest.approx(float(expected.mean())), "like a mean main task"
     assert weights[2] == 0
+
+
+NAMES = sorted(
+    name
+    for kind, name in PluginManager.load(environ={"MTLCORE_NO_PLUGINS": "1"}).components()
+    if kind == "weighting"
+)
+
+
+@pytest.mark.parametrize(
+    "main",
+    # One is the gate itself, one gives a direction, one draws a number for every task of the run.
+    [name for name in NAMES if name not in ("gradient_similarity", "graddrop", "rlw")],
+)
+def test_main_tasks_are_weighed_as_if_there_were_no_others(main):
+    options = {"weights": {"main0": 0.3, "main3": 0.6}} if main == "fixed" else {}
+    given = Given(main={"name": main, **options})
+    inner = given.made.weighting.inner
+    alone = type(inner)(**options)
+    run, few = run_of(*ROLES), stand_in_run({"main0": 5, "main3": 5})
+    for weighting, its in ((inner, run), (alone, few)):
+        plugin_manager(weighting).hook.mtlcore_stage_start(run=its, stage=None)
+    for step in range(3):
+        run.step = few.step = step
+        rows = jacobian(4, spread=3, seed=step)
+        losses = torch.linspace(0.5, 2, 4, dtype=torch.float64) + step
+        found = given.weigh(rows, losses, run=run)
+        expected = weights_of(alone, rows[[0, 3]], losses[[0, 3]], run=few)
+        torch.testing.assert_close(found[..., [0, 3]], expected, rtol=1e-12, atol=0)
+
+
+def test_fixed_refuses_a_weight_that_no_task_would_have():
+    given = Given(main={"name": "fixed", "weights": {"main0": 1, "main3": 1, "auxiliary1": 1}})
+    with pytest.raises(UserError, match="names 'auxiliary1', and here it weighs main tasks"):
+        given.made.weighting.inner.mtlcore_check(given.recipe)
+
+
+def test_coba_looks_at_main_tasks_alone():
+    inner = Given(main="coba").made.weighting.inner
+    run = run_of(*ROLES)
+    inner.mtlcore_stage_start(run)
+    assert inner.tasks == [0, 3]
+    for task in run.tasks:
+        task.eval = range(5) if task.recipe.role == "main" else None
+    assert inner.mtlcore_check(run.tasks) == []
+    run.tasks[3].eval = None
+    with pytest.raises(UserError, match="task 'main3' has none"):
+        inner.mtlcore_check(run.tasks)
 
 
 def test_weights_by_layer_gate_every_layer():
@@ -303,7 +355,7 @@ def test_a_schedule_may_stand_around_the_gate_and_around_what_it_asks():
         "weighting.schedule:gradient_similarity",
     ]
     assert given.made.weighting.name == "gradient_similarity"
-    assert given.weigh(OPPOSED).tolist() == [0.25, 0.25, 0, 0.25], "pcgrad is in its warm-up"
+    assert given.weigh(OPPOSED).tolist() == [0.5, 0.5, 0, 0.5], "pcgrad is in its warm-up"
 
 
 @pytest.mark.parametrize("main", ["famo", "upgrad", "dwa", "uncertainty", "gradnorm"])

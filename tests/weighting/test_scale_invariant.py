@@ -5,7 +5,6 @@ import torch
 
 from mtlcore_plugins.weighting.scale_invariant import ScaleInvariant
 from tests.weighting.helpers import (
-    check_recipe,
     random_losses,
     tasks,
     trained,
@@ -41,14 +40,6 @@ def test_an_absent_task_changes_nothing():
         0.25,
         2.0,
     ]
-
-
-def test_loss_weights_that_differ_are_a_warning():
-    check = ScaleInvariant().mtlcore_check
-    assert check(check_recipe(1.0, 1.0)) == check(check_recipe(2.0, 2.0)) == []
-    [problem] = check(check_recipe(1.0, 2.0))
-    assert problem.where == "tasks.1.loss_weight"
-    assert "weighting scale_invariant undoes the scale" in problem.message
 
 
 def test_a_run_weighs_by_the_losses_of_its_steps(tiny_model, tmp_path):
