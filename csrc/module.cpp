@@ -489,7 +489,7 @@ void simplex_minimum(const TensorView& G, const TensorView& w, const TensorView&
 }
 
 void cone_minimum(const TensorView& G, const TensorView& U, const TensorView& V,
-                  const TensorView& gaps) {
+                  const TensorView& gaps, int threads) {
     check_square(G);
     check_rank(U, "U", 3);
     check_packed(U, "U", Dtype::kFloat64, {G.shape[0], U.shape[1], G.shape[1]}, G);
@@ -497,7 +497,7 @@ void cone_minimum(const TensorView& G, const TensorView& U, const TensorView& V,
     check_packed(gaps, "gaps", Dtype::kFloat64, {G.shape[0]}, G);
     const py::gil_scoped_release release;
     cpu::cone_minimum(G.ptr<double>(), U.ptr<double>(), G.shape[0], G.shape[1], U.shape[1],
-                      V.ptr<double>(), gaps.ptr<double>());
+                      V.ptr<double>(), gaps.ptr<double>(), std::max(threads, 1));
 }
 
 template <auto solver>
@@ -575,7 +575,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("simplex_minimum", &mtlcore::simplex_minimum, py::arg("G"), py::arg("w"),
           py::arg("gaps"));
     m.def("cone_minimum", &mtlcore::cone_minimum, py::arg("G"), py::arg("U"), py::arg("V"),
-          py::arg("gaps"));
+          py::arg("gaps"), py::arg("threads"));
     m.def("cagrad_minimum", &mtlcore::with_number<mtlcore::cpu::cagrad_minimum>, py::arg("G"),
           py::arg("c"), py::arg("w"), py::arg("gaps"));
     m.def("balance", &mtlcore::with_number<mtlcore::cpu::balance>, py::arg("G"),

@@ -30,7 +30,7 @@ void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
 // `order` [T, T - 1] is that of all problems.
 void simplex_minimum(const double* G, int64_t count, int64_t T, double* w, double* gaps);
 void cone_minimum(const double* G, const double* U, int64_t count, int64_t T, int64_t rows,
-                  double* V, double* gaps);
+                  double* V, double* gaps, int threads);
 void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double* w, double* gaps);
 void balance(const double* G, int64_t count, int64_t T, double exponent, double* a, double* gaps);
 void pcgrad(const double* G, int64_t count, int64_t T, const int64_t* order, double* weights);

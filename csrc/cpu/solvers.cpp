@@ -3,9 +3,9 @@
 // mtlcore/ops/reference/solvers.py the same methods in numpy.
 //
 // Everything is done in units of the gradients' norms, C = D^-1 G D^-1 with D = diag |g_i|, so that
-// neither scale nor spread of the norms matters; tasks with a gradient of 0 are left out. One
-// thread, sums in a fixed order: the same bits in every run. Each solver returns its gap: how far
-// the conditions of the minimum are from being met, in those units.
+// neither scale nor spread of the norms matters; tasks with a gradient of 0 are left out. A problem
+// is solved by one thread, with sums in a fixed order: the same bits in every run. Each solver
+// returns its gap: how far the conditions of the minimum are from being met, in those units.
 
 #include <algorithm>
 #include <cmath>
@@ -22,7 +22,8 @@ namespace {
 constexpr double kFloor = 1e-14;
 // The same for `balance`, whose weights grow without bound as it goes to 0.
 constexpr double kBalanceFloor = 1e-10;
-constexpr double kLeast = 1e-10;  // norm, by the largest, that has a say in CAGrad's objective
+constexpr double kLeast = 1e-10;      // norm, by the largest, that has a say in CAGrad's objective
+constexpr int64_t kThreadsFrom = 24;  // tasks: fewer are solved before threads have started
 
 // 1/|g_i| in units of the smallest norm: y_i = w_i / a_i are weights of the unit gradients.
 Vec levels(const Units& units) {
@@ -222,13 +223,17 @@ void simplex_minimum(const double* G, int64_t count, int64_t T, double* w, doubl
 }
 
 void cone_minimum(const double* G, const double* U, int64_t count, int64_t T, int64_t rows,
-                  double* V, double* gaps) {
+                  double* V, double* gaps, [[maybe_unused]] int threads) {
+    Vec row_gaps(rows);
     for (int64_t s = 0; s < count; ++s) {
         const Units units(G + s * T * T, T, kFloor);
-        gaps[s] = 0;
-        for (int64_t r = s * rows; r < (s + 1) * rows; ++r) {
-            gaps[s] = worse(gaps[s], cone_one(units, T, U + r * T, V + r * T));
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (T >= kThreadsFrom && rows > 1)
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t at = (s * rows + r) * T;
+            row_gaps[r] = cone_one(units, T, U + at, V + at);
         }
+        gaps[s] = 0;
+        for (const double gap : row_gaps) gaps[s] = worse(gaps[s], gap);
     }
 }
 

@@ -257,11 +257,12 @@ def _solve(op: str, G: Tensor, *arguments: Any) -> None:
         )
 
 
-def _declare(op: str, outputs: int) -> None:
+def _declare(op: str, outputs: int, *, threaded: bool = False) -> None:
     """Its kernels, whose last arguments are so many outputs."""
 
     def compiled(*arguments: Any) -> None:
-        getattr(backend.core(), op)(*arguments)
+        threads = [torch.get_num_threads()] if threaded else []
+        getattr(backend.core(), op)(*arguments, *threads)
 
     def reference(*arguments: Any) -> None:
         from mtlcore.ops.reference import solvers
@@ -276,6 +277,7 @@ def _declare(op: str, outputs: int) -> None:
     backend.declare(op, cpp=compiled, reference=reference)
 
 
-for _op in ("simplex_minimum", "cone_minimum", "cagrad_minimum", "balance", "gradvac"):
+for _op in ("simplex_minimum", "cagrad_minimum", "balance", "gradvac"):
     _declare(_op, outputs=2)
+_declare("cone_minimum", outputs=2, threaded=True)
 _declare("pcgrad", outputs=1)

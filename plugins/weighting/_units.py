@@ -34,10 +34,9 @@ def fair_direction(gramian: Tensor) -> Tensor:
     # In numpy: of these small matrices torch's calls cost more than their arithmetic.
     G = gramian.numpy()
     lengths = np.sqrt(np.maximum(np.diagonal(G, axis1=-2, axis2=-1), 0))
-    scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    scale = 1 / np.where(lengths > 0, lengths, np.inf)  # 0 for 0
     values, vectors = np.linalg.eigh(G * scale[..., :, None] * scale[..., None, :])
-    kept = values > RANK * values[..., -1:]
-    inverses = np.divide(1, values, out=np.zeros_like(values), where=kept)
+    inverses = 1 / np.where(values > RANK * values[..., -1:], values, np.inf)
     solved = (vectors @ (inverses * vectors.sum(axis=-2))[..., None])[..., 0]
     found = np.abs(solved).max(axis=-1, keepdims=True) > NO_DIRECTION
-    return torch.from_numpy(np.where(found, solved * scale, 0))
+    return torch.from_numpy(solved * scale * found)

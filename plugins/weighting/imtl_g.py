@@ -62,6 +62,4 @@ class IMTLG(Weighting):
         total = weights.sum(axis=-1, keepdims=True)
         summable = abs(total) > NO_SUM * abs(weights).sum(axis=-1, keepdims=True)
         share = len(gradients.present) / len(self.weighed(run))
-        return torch.from_numpy(
-            weights * np.where(summable, share / np.where(summable, total, 1), 0)
-        )
+        return torch.from_numpy(weights * (share / np.where(summable, total, np.inf)))
