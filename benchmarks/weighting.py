@@ -1,6 +1,6 @@
 """How long a weighting takes to solve: `python -m benchmarks.weighting`.
 
-Microseconds from a Gramian [T, T] to the weights [T], on one thread, as the trainer asks for them,
+Microseconds from a Gramian [T, T] to the weights [T], as the trainer asks for them,
 beside TorchJD's of the same method where it has one that reads the Gramian (ConFIG reads J, here
 [T, T]). The gradients are in conflict and their norms lie within a factor of 3; every round has
 another Gramian, the same for both.
@@ -137,17 +137,12 @@ def check() -> None:
 
 
 def measure(rounds: int, sizes: Sequence[int]) -> list[Result]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return [
-            found
-            for tasks in sizes
-            for name, cls in methods().items()
-            for found in _one(name, cls, tasks, rounds)
-        ]
-    finally:
-        torch.set_num_threads(threads)
+    return [
+        found
+        for tasks in sizes
+        for name, cls in methods().items()
+        for found in _one(name, cls, tasks, rounds)
+    ]
 
 
 def _one(name: str, cls: type[Weighting], tasks: int, rounds: int) -> list[Result]:
