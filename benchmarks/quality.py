@@ -14,8 +14,8 @@ A method's delta_m less that of `equal` has a 95% interval of a paired bootstrap
 have the same seeds, drawn with replacement, and the same test rows. A method is recommended where
 the interval is above 0. A finished run is kept in a folder named by the hash of its recipe, rows
 and model, and not run again; so the study goes on where it was stopped, and several processes may
-share its work: steps are timed when nothing else is left. The hash knows nothing of the code: give
-another `--folder` for another version.
+share the runs (`--runs-only`); steps are timed last, by one that is alone. The hash knows nothing
+of the code: give another `--folder` for another version.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from mtlcore.evaluation import baseline, bootstrap
 from mtlcore.evaluation.bootstrap import Interval
 from mtlcore.evaluation.compare import metric_of_both
 from mtlcore.evaluation.kept import KeptRun, answers_of
-from mtlcore.files import sha256_of
+from mtlcore.files import replace_text, sha256_of
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import LoadedRecipe, read_part, recipe_from_mapping
 from mtlcore.run import Run, write_json
@@ -260,33 +260,42 @@ class Study:
     def is_complete(self) -> bool:
         return self.progress()[0] == self.total
 
-    def go_on(self, minutes: float | None = None) -> None:
-        """Do what is missing; after so many minutes no other unit is begun."""
+    def go_on(self, minutes: float | None = None, *, times: bool = True) -> None:
+        """Do what is missing, without timing steps if not `times`.
+
+        After so many minutes no other unit is begun.
+        """
         started = time.monotonic()
         while missing := [unit for unit in self.units() if not unit.file.is_file()]:
             begun = time.monotonic()
             free = [unit for unit in missing if unit.name != TIMES] or missing
+            if not times and free[0].name == TIMES:
+                return
             done = next((unit for unit in free if self._do(unit)), None)
-            if done is None:
-                time.sleep(1)  # other processes are at all of them
-                continue
             now = time.monotonic()
-            told = f"{done.name}: {now - begun:.0f} s"
-            print(f"[{self.progress()[0]} of {self.total}] {told}", file=sys.stderr)
+            if done is not None:
+                told = f"{done.name}: {now - begun:.0f} s"
+                print(f"[{self.progress()[0]} of {self.total}] {told}", file=sys.stderr)
             if minutes is not None and now - started >= 60 * minutes:
                 return
+            if done is None:
+                time.sleep(1)  # other processes are at all of them
 
     def _do(self, unit: Unit) -> bool:
         """Do a unit, unless another process is at it or has just done it."""
         locks = self.folder / "locks"
         locks.mkdir(exist_ok=True)
         lock = FileLock(locks / unit.name, timeout=0, fallback_to_soft=False)
-        with contextlib.suppress(Timeout), lock:
-            if not unit.file.is_file():
-                with contextlib.redirect_stdout(sys.stderr):  # stdout is for the JSON line
-                    unit.work()
-                return True
-        return False
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock)
+            except Timeout:
+                return False
+            if unit.file.is_file():
+                return False
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # stdout: the JSON line
+            unit.work()
+        return True
 
     def times_file(self) -> Path:
         runs = [self.recipe(trial).output_dir.name for trial in self.choices().values()]
@@ -302,7 +311,8 @@ class Study:
             }
             load = OtherLoad()
             times = interleave(steps, self.size.rounds)
-            write_json(self.times_file(), {"times": times, "load": load.share()})
+            found = {"times": times, "load": load.share(), "threads": torch.get_num_threads()}
+            write_json(self.times_file(), found)
 
     # --- what comes out ------------------------------------------------------------------------
 
@@ -324,6 +334,7 @@ class Study:
             if method not in (SINGLE, "equal"):
                 results += against_equal(method, gains[method], gains["equal"])
         results.append(result("study", "other load while timed", [times["load"]], ""))
+        results.append(result("study", "threads while timed", [times["threads"]], "threads"))
         return results
 
     def _choice(self, method: str, trial: Trial) -> list[Result]:
@@ -442,13 +453,19 @@ def take_rows(source: Path, target: Path, count: int) -> None:
     count = min(count, len(lines))
     target.parent.mkdir(parents=True, exist_ok=True)
     chosen = (lines[place * len(lines) // count] for place in range(count))
-    target.write_text("".join(chosen), encoding="utf-8")
+    text = "".join(chosen)
+    if not target.is_file() or target.read_text(encoding="utf-8") != text:
+        replace_text(target, text)  # another process may be reading it
 
 
 def open_study(quick: bool, folder: Path) -> Study:
     """The study in a folder; `quick` has a tiny random model and the demo's rows."""
     if quick:
-        model = make_tiny_model(folder / "model", initializer_range=0.2)
+        model = folder / "model"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "model.lock"):
+            if not model.is_dir():
+                make_tiny_model(model, initializer_range=0.2)
         return Study(QUICK, folder, model, RECIPE.parent / "data")
     return Study(FULL, folder, fetch_model())
 
@@ -488,6 +505,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.quality", epilog="--json, --record: benchmarks/harness.py"
     )
     parser.add_argument("--minutes", type=float, help="stop after the run that is under way then")
+    parser.add_argument(
+        "--runs-only", action="store_true", help="time no steps: for processes that share the runs"
+    )
     parser.add_argument("--status", action="store_true", help="tell what is done, and run nothing")
     parser.add_argument("--quick", action="store_true", help="a tiny random model: a smoke test")
     parser.add_argument("--folder", type=Path, help="default: quality in the cache")
@@ -499,7 +519,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         return
 
     def measure() -> list[Result]:
-        study.go_on(options.minutes)
+        study.go_on(options.minutes, times=not options.runs_only)
         return study.results()
 
     main("quality", check, measure, argv=rest, complete=study.is_complete)

@@ -194,7 +194,7 @@ class Weighting(Component):
     # What `mtlcore.testing.check_weighting` holds it to:
     symmetric: ClassVar[bool] = True  # tasks in another order have the same weights
     homogeneity: float | None = None  # k, if J and l times c give weights times c^k
-    undoes_scale: bool = False  # a loss in other units, and so `loss_weight`, turns no update
+    undoes_scale: bool = False  # a loss in other units turns no update
     scope: Scope = "model"  # whether weights are [T] for the model, or [S, T] by layer or factor
     schedule: WeightSchedule = WeightSchedule()  # set by the framework
     inner: Weighting | None = None  # the weighting that its option `main` names
@@ -217,8 +217,8 @@ class Weighting(Component):
         return [
             Problem(
                 f"tasks.{odd}.loss_weight",
-                f"loss weights that differ have no effect: weighting {self.name} undoes the scale "
-                "of every loss",
+                f"loss weights that differ do not turn the update of shared weights: weighting "
+                f"{self.name} undoes the scale of every loss",
                 "remove them, or use another weighting (fixed, stch)",
             )
         ]

@@ -83,8 +83,8 @@ def nearest_file(name: str, names: Iterable[str]) -> str | None:
 
 
 def name_one_in(folder: Path | str) -> str:
-    """A fix line for a file that is not there, and like none that is."""
-    return f"put it into {folder}, or name a file that is there"
+    """A fix line for what is not there, and like nothing that is."""
+    return f"put it into {folder}, or name one that is there"
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

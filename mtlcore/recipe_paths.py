@@ -103,7 +103,7 @@ def _near(value: str, folders: Sequence[Path]) -> str:
         names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
         if name := nearest_file(path.name, names):
             return f"did you mean {str(Path(value).with_name(name))!r}?"
-    places = ", ".join(dict.fromkeys(os.path.normpath(folder) for folder in looked_in))
+    places = " or ".join(dict.fromkeys(os.path.normpath(folder) for folder in looked_in))
     if any(folder.is_dir() for folder in looked_in):
         return name_one_in(places)
-    return f"there is no folder {places}: name one that is there"
+    return f"there is no folder {places}; name a path that is there"

@@ -15,6 +15,7 @@ from mtlcore.components import WeightSchedule
 from mtlcore.errors import did_you_mean, fix_of_rule, nearest
 from mtlcore.recipe import ComponentSpec, Recipe, Section, class_at
 from mtlcore.recipe_checks import FieldProblem, KeyPath
+from mtlcore.yaml_text import yaml_value
 
 # values that let the rest of a recipe be checked although a required key is wrong
 STAND_INS: dict[str, Any] = {
@@ -172,10 +173,9 @@ def _flat_form(value: Any) -> str:
     if not isinstance(options, dict) or len(options) != 1:
         return ""
     [(name, inside)] = options.items()
-    if not isinstance(inside, dict | None):
+    if not isinstance(inside, dict) or "name" in inside:
         return ""
-    pairs = {"name": name, **(inside or {})}
-    return f"write {{{', '.join(f'{key}: {option}' for key, option in pairs.items())}}}"
+    return f"if {name} is the component's name, write {yaml_value({'name': name, **inside})}"
 
 
 def _right_key(path: KeyPath) -> str:
@@ -192,11 +192,11 @@ def _right_key(path: KeyPath) -> str:
     for where, inside in sections.items():
         if key in inside:
             return f"it belongs under `{where}`"
-    if len(path) == 1 and key in {option.name for option in fields(WeightSchedule)}:
-        return f"it is an option of a weighting: `weighting: {{name: ..., {key}: ...}}`"
     for where, inside in sections.items() if len(path) == 1 else ():
         if match := nearest(key, inside):
             return f"did you mean `{where}.{match}`?"
+    if len(path) == 1 and key in {option.name for option in fields(WeightSchedule)}:
+        return f"it is an option of a weighting: `weighting: {{name: ..., {key}: ...}}`"
     return did_you_mean(key, known)
 
 

@@ -522,7 +522,7 @@ RECIPES += [
         added("plugins: [./mine.py]\n"),
         [
             ":41, plugins[0]: no such file: ./mine.py",
-            "fix: put it into FOLDER, or name a file that is there",
+            "fix: put it into FOLDER, or name one that is there",
         ],
     ),
     (
@@ -621,7 +621,7 @@ MODELS: list[tuple[str, Damage, list[str]]] = [
             "FOLDER/recipe.yaml:1, model",
             "no such file: ./models/tiny",
             "fix: there is no folder",
-            "name one",
+            "name a path",
         ],
     ),
     (

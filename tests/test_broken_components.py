@@ -460,7 +460,19 @@ class Turns(Weighting):
         return Direction(gradients.rows().sum(0))
 
 
+class ClaimsUnits(Weighting):
+    """Says that units of a loss do not matter, and its gradient has a length."""
+
+    name = "claims_units"
+    needs = "nothing"
+    undoes_scale = True
+
+    def mtlcore_weigh_tasks(self, gradients: Any) -> Any:
+        return torch.ones(len(gradients.present), dtype=torch.float64)
+
+
 BROKEN_WEIGHTINGS = [
+    (ClaimsUnits, r"times \[0.03125, 1.0, 32.0\] the update .*fix: leave `undoes_scale`"),
     (FirstLeads, r"another order make another update.*fix: set symmetric = False"),
     (Scaled, r"times 0.000976562 the update is .*fix: set `homogeneity`"),
     (Turns, r"gave a Direction and declares gives = 'weights'.*fix: set gives = 'direction'"),

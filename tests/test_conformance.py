@@ -30,6 +30,9 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 RECIPES = {"gradient_similarity": ["tasks.spelling.role=auxiliary"]}
 VARIANTS: list[tuple[str, str, Mapping[str, Any]]] = [
     ("weighting", "pcgrad", {"scope": "layer"}),
+    ("weighting", "imtl_g", {"scope": "layer"}),
+    ("weighting", "fairgrad", {"alpha": 1.0}),
+    ("weighting", "famo", {"lower_bound": 0.5}),
     ("weighting", "upgrad", {"scope": "factor"}),
     ("weighting", "aligned_mtl", {"scale": "median", "scope": "layer"}),
     ("weighting", "coba", {"window": 3, "first_looks": 2}),

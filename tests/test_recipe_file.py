@@ -239,9 +239,13 @@ def test_messages_are_free_of_jargon(text: str, message: str, write: Write) -> N
 @pytest.mark.parametrize(
     ("text", "fix"),
     [
-        ("weighting: {pcgrad: {every: 5}}", "write {name: pcgrad, every: 5}"),
-        ("sampling: {equal: }", "write {name: equal}"),
+        (
+            "weighting: {pcgrad: {every: 5, scope: 'a: b'}}",
+            'if pcgrad is the component\'s name, write {name: pcgrad, every: 5, scope: "a: b"}',
+        ),
+        ("weighting: {main: {name: upgrad}}", "add `name: ...`"),
         ("weighting: {scope: layer}", "add `name: ...`"),
+        ("warmup: 5", "did you mean `training.warmup_steps`?"),
         ("every: 5", "it is an option of a weighting: `weighting: {name: ..., every: ...}`"),
     ],
 )

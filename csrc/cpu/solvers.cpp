@@ -3,9 +3,10 @@
 // mtlcore/ops/reference/solvers.py the same methods in numpy.
 //
 // Everything is done in units of the gradients' norms, C = D^-1 G D^-1 with D = diag |g_i|, so that
-// neither scale nor spread of the norms matters; tasks with a gradient of 0 are left out. A problem
-// is solved by one thread, with sums in a fixed order: the same bits in every run. Each solver
-// returns its gap: how far the conditions of the minimum are from being met, in those units.
+// neither scale nor spread of the norms matters; tasks with a gradient of 0 are left out. A
+// solution, of cone_minimum a row of V, is found by one thread with sums in a fixed order: the same
+// bits in every run. Each solver returns its gap: how far the conditions of the minimum are from
+// being met, in those units.
 
 #include <algorithm>
 #include <cmath>

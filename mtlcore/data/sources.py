@@ -344,7 +344,7 @@ def _missing(path: Path, where: str) -> UserError:
     while not parent.is_dir() and parent != parent.parent:
         child, parent = parent, parent.parent
     match = nearest(child.name, (other.name for other in parent.iterdir() if other.is_dir()))
-    fix = f"did you mean the folder {parent / match}?" if match else name_one_in(parent.resolve())
+    fix = f"did you mean the folder {parent / match}?" if match else name_one_in(path.parent)
     return UserError(f"no such file: {path} (there is no folder {child})", where=where, fix=fix)
 
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from typing import TYPE_CHECKING
 
 from mtlcore.terminal import plain
+from mtlcore.yaml_text import yaml_value
 
 if TYPE_CHECKING:
     from mtlcore.init.guess import TaskGuess, Trial
     from mtlcore.recipe import SourceRecipe
 
-SIMPLE = re.compile(r"[A-Za-z][A-Za-z0-9_]*([./-][A-Za-z0-9_]+)*")
-"""A text that needs no quotes, unless it is one of `WORDS`."""
-WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n"))
 LENGTHS = (128, 256, 512, 1024, 2048)
 ANSWERS = (8, 16, 32, 64, 128, 256)
 ROOM = 1.25
@@ -70,27 +62,6 @@ def recipe_text(plan: Plan) -> str:
         *_training(plan),
     ]
     return "\n".join(lines) + "\n"
-
-
-def yaml_value(value: Any) -> str:
-    """A value on one line of YAML; texts that could be anything else stand in double quotes."""
-    yaml = YAML()
-    yaml.default_flow_style = True
-    yaml.width = sys.maxsize
-    stream = io.StringIO()
-    yaml.dump(_quoted(value), stream)
-    return stream.getvalue().removesuffix("\n").removesuffix("\n...")
-
-
-def _quoted(value: Any) -> Any:
-    if isinstance(value, str):
-        simple = SIMPLE.fullmatch(value) and value.casefold() not in WORDS
-        return value if simple else DoubleQuotedScalarString(value)
-    if isinstance(value, Mapping):
-        return {_quoted(key): _quoted(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_quoted(inner) for inner in value]
-    return value
 
 
 def _model(plan: Plan) -> Iterator[str]:

@@ -44,9 +44,10 @@ class CoBa(Weighting):
     the two counts. All is as in the authors' code (MFTCoder), with these exceptions: losses are
     divided by the first one, as in the paper (the code leaves them as they are); ACS looks back
     `window` slopes, not `window` less the first looks. It costs a forward pass over T x `rows` eval
-    rows every `interval` steps, in each process. A task whose rows of a look have no labelled token
-    keeps its last loss; the first look is one in which all have some. Weights are 1/T in the first
-    `first_looks` looks. T counts the tasks of the stage, and each stage begins anew.
+    rows every `interval` steps, in each process. A task without a finite loss in a look (no
+    labelled token, or it diverged) keeps its last one; the first look is one in which all have one.
+    Weights are 1/T in the first `first_looks` looks. T counts the tasks of the stage, and each
+    stage begins anew.
 
     tau: 5, as in the code; larger values make DF turn faster.
     window, first_looks: 200 and 100 looks, as in the code.
@@ -87,6 +88,7 @@ class CoBa(Weighting):
         self.slopes = empty  # [K, n] the last ones
         self.worst = empty.new_zeros(0)  # [m] slopes of the largest relative loss
         self.first = empty.new_zeros(0)  # [K] the first losses
+        self.missed = 0  # looks before them
 
     def mtlcore_check(self, tasks: Sequence[Task]) -> list[Problem]:
         """Refuse tasks without eval rows."""
@@ -116,8 +118,15 @@ class CoBa(Weighting):
         """Look at the eval rows with the new weights."""
         if not self.tasks:  # a checkpoint from before it had a state
             self.mtlcore_stage_start(run)
-        if run.step % self.interval == 0:
-            self.see(self._look(run))
+        if not self.tasks or run.step % self.interval != 0:  # a stage without a task of its own
+            return
+        self.see(self._look(run))
+        self.missed = 0 if len(self.first) else self.missed + 1
+        if self.missed == self.first_looks:
+            run.note(
+                f"warning: weighting {self.name}: all weights stay equal: in none of "
+                f"{self.missed} looks all tasks had a finite loss; set weighting.rows higher"
+            )
 
     def _look(self, run: Run) -> Tensor:
         """[K] mean losses of a few eval rows, the same bits in every process."""

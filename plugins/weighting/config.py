@@ -44,10 +44,10 @@ class ConFIG(Weighting):
     needs = "gramian"
     native_scale = "T' for equal gradients: the projection of their sum"
     homogeneity = 0
-    undoes_scale = True
 
     def __init__(self, *, scope: Scope = "model") -> None:
         self.scope = scope
+        self.undoes_scale = scope == "model"  # else the scopes keep the scale of theirs
 
     def mtlcore_weigh_tasks(self, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: a, as long as the projection of the sum on it."""

@@ -55,6 +55,7 @@ class FairGrad(Weighting):
         self.alpha = alpha
         self.homogeneity = -2 * alpha / (1 + alpha)
         self.scope = scope
+        self.undoes_scale = alpha == 1 and scope == "model"  # then it solves nash_mtl's equation
 
     def mtlcore_weigh_tasks(self, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: the solution of the equation."""

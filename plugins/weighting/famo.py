@@ -51,7 +51,6 @@ class FAMO(Remembering):
     )
     needs = "losses"
     native_scale = "1"
-    undoes_scale = True
 
     def __init__(
         self,
@@ -63,6 +62,7 @@ class FAMO(Remembering):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.lower_bound = lower_bound
+        self.undoes_scale = lower_bound == 0
         self._before: tuple[int, list[int], Tensor] | None = None  # a step, its tasks and losses
 
     def mtlcore_weigh_tasks(self, run: Run, losses: Tensor, gradients: Gradients) -> Tensor:

@@ -47,9 +47,9 @@ class GradientSimilarity(Weighting):
 
     Tasks are auxiliary by `role: auxiliary`. A zero gradient has cosine 0. In a step without a main
     task no auxiliary one can be measured: their weights are 0 in it. A stage that names no main
-    task has nothing to gate by: all its tasks have 1/T. Only the shared weights are gated: an
-    auxiliary task's own adapter learns on. With one main task it is the paper's method, whose
-    "unweighted" and "weighted" versions are "keep" and "damp".
+    task has nothing to gate by: all its tasks have 1 / number of tasks of the run. Only the shared
+    weights are gated: an auxiliary task's own adapter learns on. With one main task it is the
+    paper's method, whose "unweighted" and "weighted" versions are "keep" and "damp".
 
     main: the weighting of the main tasks among themselves, any by name or with options; without
         one each has 1/T, as by `equal`. To a `Direction` m is 1.

@@ -51,10 +51,10 @@ class IMTLG(Weighting):
     needs = "gramian"
     native_scale = "sum 1 when all tasks are present, T'/T otherwise"
     homogeneity = 0
-    undoes_scale = True
 
     def __init__(self, *, scope: Scope = "model") -> None:
         self.scope = scope
+        self.undoes_scale = scope == "model"  # else the scopes keep the scale of theirs
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: a, brought to the sum T'/T."""

@@ -44,11 +44,11 @@ class NashMTL(Weighting):
     paper = "Multi-Task Learning as a Bargaining Game (ICML 2022), https://arxiv.org/abs/2202.01017"
     needs = "gramian"
     native_scale = "|update| = sqrt(T' |G|), at most max_norm"
-    undoes_scale = True
 
     def __init__(self, *, max_norm: NotNegative = 1.0, scope: Scope = "model") -> None:
         self.max_norm = max_norm
         self.scope = scope
+        self.undoes_scale = scope == "model"  # else the scopes keep the scale of theirs
 
     def mtlcore_weigh_tasks(self, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: the solution of the equation, capped."""

@@ -20,12 +20,12 @@ from mtlcore.components import Format
 from mtlcore.data.example import Example
 from mtlcore.data.guessing import ABOUT_ROWS, plain_name
 from mtlcore.init.files import SPLIT_WORDS, tasks_of_files
-from mtlcore.init.text import yaml_value
 from mtlcore.init.write import init
 from mtlcore.recipe import Recipe
 from mtlcore.recipe_file import read_recipe
 from mtlcore.recipe_yaml import parse_value
 from mtlcore.testing import plugin_manager
+from mtlcore.yaml_text import yaml_value
 from tests.command_line import CommandLine, contents
 from tests.helpers import CHAT_TEMPLATE, write_jsonl
 

@@ -232,7 +232,7 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
     written(tmp_path, "sentiment.jsonl", LINES)
     with pytest.raises(UserError, match=r"(?s)no such file: .*did you mean .*/sentiment\.jsonl"):
         read(tmp_path / "sentimnt.jsonl")
-    with pytest.raises(UserError, match=r"put it into .*, or name a file that is there"):
+    with pytest.raises(UserError, match=r"put it into .*, or name one that is there"):
         read(tmp_path / "zzz.csv")
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"(?s)no folder .*dta.*did you mean the folder .*/data"):

@@ -395,6 +395,22 @@ def test_no_scale_is_too_small_or_large(op, scale):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
+def test_threads_change_no_bit():
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 32, 40)))
+    G = gramian_of(rows - 0.9 * rows.mean(1, keepdim=True))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            with use_backend("cpp"):
+                found.append(call("cone_minimum", G))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+    with use_backend("reference"):
+        torch.testing.assert_close(found[0], call("cone_minimum", G), rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_gradient_of_0_changes_nothing_for_the_others(op, name):

@@ -115,6 +115,18 @@ def test_a_task_without_a_loss_in_a_look_keeps_its_last_one():
     assert weighting.losses.tolist() == [[1.0, 0.5, 0.5], [1.0, 1.0, 0.5]]
 
 
+def test_looks_that_never_have_a_loss_of_every_task_are_told(monkeypatch):
+    nothing = torch.tensor([1.0, torch.nan], dtype=torch.float64)
+    monkeypatch.setattr(CoBa, "_look", lambda self, run: nothing)
+    told = []
+    weighting, run = CoBa(window=4, first_looks=2), tasks(2, note=told.append)
+    weighting.mtlcore_stage_start(run)
+    for _ in range(5):
+        weighting.mtlcore_step_end(run)
+    [note] = told
+    assert "in none of 2 looks all tasks had a finite loss" in note
+
+
 OPTIONS = "{name: coba, window: 4, first_looks: 2, tau: 1.0}"
 
 

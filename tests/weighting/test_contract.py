@@ -94,9 +94,12 @@ def test_a_scale_that_is_undone_makes_loss_weights_a_warning():
     warned = set()
     for name, cls in CLASSES.items():
         weighting = cls(**({"weights": {}} if name == "fixed" else {}))
+        overrides = type(weighting).mtlcore_check is not Weighting.mtlcore_check
+        assert not (overrides and weighting.undoes_scale), "its warning would be lost"
         check = functools.partial(Weighting.mtlcore_check, weighting)
         assert check(recipe_of(1.0, 1.0)) == check(recipe_of(2.0, 2.0, auxiliary=2.0)) == []
-        for problem in check(recipe_of(1.0, 2.0, 1.0)):
+        found = check(recipe_of(1.0, 2.0, 1.0))
+        for problem in found:
             assert problem.where == "tasks.1.loss_weight"
             assert f"weighting {name} undoes the scale of every loss" in problem.message
             warned.add(name)

@@ -288,7 +288,10 @@ NAMES = sorted(
     [name for name in NAMES if name not in ("gradient_similarity", "graddrop", "rlw")],
 )
 def test_main_tasks_are_weighed_as_if_there_were_no_others(main):
-    options = {"weights": {"main0": 0.3, "main3": 0.6}} if main == "fixed" else {}
+    options = {
+        "fixed": {"weights": {"main0": 0.3, "main3": 0.6}},
+        "dwa": {"window": 1},
+    }.get(main, {})
     given = Given(main={"name": main, **options})
     inner = given.made.weighting.inner
     alone = type(inner)(**options)
@@ -302,6 +305,23 @@ def test_main_tasks_are_weighed_as_if_there_were_no_others(main):
         found = given.weigh(rows, losses, run=run)
         expected = weights_of(alone, rows[[0, 3]], losses[[0, 3]], run=few)
         torch.testing.assert_close(found[..., [0, 3]], expected, rtol=1e-12, atol=0)
+
+
+def test_shares_and_sums_are_of_the_main_tasks():
+    drawn = Given(main="rlw").weigh(OPPOSED)
+    assert drawn[[0, 3]].sum() == pytest.approx(1)
+    given = Given(main={"name": "pcgrad", "normalize": "sum_to_one"})
+    assert given.weigh(OPPOSED)[[0, 3]].sum() == pytest.approx(1)
+    assert given.weigh(OPPOSED[:3], present=[0, 1, 2])[0] == pytest.approx(1 / 2)
+
+
+def test_a_stage_of_auxiliary_tasks_gives_coba_nothing_to_look_at():
+    inner = Given(main="coba").made.weighting.inner
+    run = run_of(*ROLES)
+    run.is_active = lambda task: task.recipe.role == "auxiliary"
+    inner.mtlcore_stage_start(run)
+    inner.mtlcore_step_end(run)
+    assert inner.losses.shape == (0, 0)
 
 
 def test_fixed_refuses_a_weight_that_no_task_would_have():
