@@ -217,7 +217,7 @@ class Weighting(Component):
         return [
             Problem(
                 f"tasks.{odd}.loss_weight",
-                f"loss weights that differ do not turn the update of shared weights: weighting "
+                "loss weights that differ do not turn the update of shared weights: weighting "
                 f"{self.name} undoes the scale of every loss",
                 "remove them, or use another weighting (fixed, stch)",
             )
