@@ -35,7 +35,9 @@ def fair_direction(gramian: Tensor) -> Tensor:
     G = gramian.numpy()
     lengths = np.sqrt(np.maximum(np.diagonal(G, axis1=-2, axis2=-1), 0))
     scale = 1 / np.where(lengths > 0, lengths, np.inf)  # 0 for 0
-    values, vectors = np.linalg.eigh(G * scale[..., :, None] * scale[..., None, :])
+    cosines = torch.from_numpy(G * scale[..., :, None] * scale[..., None, :])
+    # numpy's eigh has threads of its own, which wait for torch's: ten times as long at T = 32
+    values, vectors = (found.numpy() for found in torch.linalg.eigh(cosines))
     inverses = 1 / np.where(values > RANK * values[..., -1:], values, np.inf)
     solved = (vectors @ (inverses * vectors.sum(axis=-2))[..., None])[..., 0]
     found = np.abs(solved).max(axis=-1, keepdims=True) > NO_DIRECTION
