@@ -72,7 +72,7 @@ class Trainer:
         )
         if self.gradients.mode == "multi_pass":
             run.note("gradients: multi_pass, one backward pass per task and micro-batch")
-        if run.weighting.name != "equal" and not self.gradients.has_shared:
+        if run.weighting.needs != "nothing" and not self.gradients.has_shared:
             run.note(
                 f"warning: weighting {run.weighting.name!r} is not asked: no trained weight is "
                 "shared between tasks"
