@@ -54,11 +54,11 @@ class Counterfactual(Auditor):
 
     Findings of a task whose rows have options: `counterfactual.flip_rate`, the share of pairs with
     another choice (interval by Wilson), and `counterfactual.probability`, the mean difference of
-    the probability of a label (the one where it is largest; all of them, and their log-odds, are
-    in the details; where each row has its own options, that of the right one). Of other tasks:
-    `counterfactual.output_changed`, the share of pairs whose answers are not each other's swapped
-    text; `counterfactual.loss`, the mean difference of the target's loss per token; and
-    `counterfactual.length`, that of the answers' length in words. Differences have bootstrap
+    the probability of a label (the one where it is largest, the first of two; all of them, and
+    their log-odds, are in the details; where each row has its own options, that of the right one).
+    Of other tasks: `counterfactual.output_changed`, the share of pairs whose answers are not each
+    other's swapped text; `counterfactual.loss`, the mean difference of the target's loss per token;
+    and `counterfactual.length`, that of the answers' length in words. Differences have bootstrap
     intervals and p-values of a paired sign-flip test; rows with as many words of both groups have
     no direction and are left out of them.
 
@@ -227,7 +227,8 @@ class Counterfactual(Auditor):
         chances, odds = torch.stack(differences).unbind(1)  # [n, labels] each
         means, p = paired_means(chances, self.resamples, *key, "probability")
         log_odds, _ = paired_means(odds, self.resamples, *key, "log-odds")
-        largest = max(range(len(labels)), key=lambda label: abs(means[label].value))
+        # Of two labels one mean is the other's negative: the first, whatever rounding says.
+        largest = max(range(len(labels)), key=lambda label: round(abs(means[label].value), 9))
         mean = means[largest]
         label = labels[largest] if not same else repr(labels[largest])
         details = {
