@@ -33,8 +33,7 @@ def problem(tasks, columns, dtype=torch.float32, scale=1.0, device="cpu"):
 
 def assert_matches_reference(g, J, w):
     """Relative to Σ_t |w[t] J[t, p]|, the size of the terms that a column adds up; and in float32
-    at most twice the largest error of torch's own product, or sqrt(T) roundings of the largest sum
-    of terms: torch's product may be as good as exact, by the order in which it adds on this CPU."""
+    at most twice the largest error of torch's own product, or a rounding of the largest term."""
     terms = w.abs().double() @ J.abs().double()
     expected = reference(J.double(), w)
     error = (g.double() - expected).abs()
@@ -43,8 +42,7 @@ def assert_matches_reference(g, J, w):
     assert torch.all(error <= TOLERANCE[J.dtype] * terms)
     if J.dtype == torch.float32 and J.numel():
         own = (w @ J).double()
-        roundings = max(2, len(w) ** 0.5) * 2**-24
-        assert error.max() <= max(2 * (own - expected).abs().max(), roundings * terms.max())
+        assert error.max() <= max(2 * (own - expected).abs().max(), 2**-23 * terms.max())
 
 
 def slices_of(columns):
@@ -248,6 +246,7 @@ def test_bits_repeat_from_run_to_run_and_for_any_number_of_threads(dtype):
 
 def test_triton_kernel_matches_the_reference_in_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "MTLCORE_BACKEND": "triton"}
+    environment["MKL_CBWR"] = "AVX2"  # torch's own product, a yardstick, is as exact on every CPU
     subprocess.run([sys.executable, "-W", "error", __file__], env=environment, check=True)
 
 
