@@ -479,15 +479,6 @@ void check_order(const TensorView& order, const TensorView& G) {
     }
 }
 
-void simplex_minimum(const TensorView& G, const TensorView& w, const TensorView& gaps) {
-    check_square(G);
-    check_packed(w, "w", Dtype::kFloat64, {G.shape[0], G.shape[1]}, G);
-    check_packed(gaps, "gaps", Dtype::kFloat64, {G.shape[0]}, G);
-    const py::gil_scoped_release release;
-    cpu::simplex_minimum(G.ptr<double>(), G.shape[0], G.shape[1], w.ptr<double>(),
-                         gaps.ptr<double>());
-}
-
 void cone_minimum(const TensorView& G, const TensorView& U, const TensorView& V,
                   const TensorView& gaps, int threads) {
     check_square(G);
@@ -500,14 +491,14 @@ void cone_minimum(const TensorView& G, const TensorView& U, const TensorView& V,
                       V.ptr<double>(), gaps.ptr<double>(), std::max(threads, 1));
 }
 
-template <auto solver>
-void with_number(const TensorView& G, double number, const TensorView& out,
-                 const TensorView& gaps) {
+template <auto solver, class... Number>
+void solve(const TensorView& G, Number... number, const TensorView& out, const TensorView& gaps) {
     check_square(G);
     check_packed(out, "out", Dtype::kFloat64, {G.shape[0], G.shape[1]}, G);
     check_packed(gaps, "gaps", Dtype::kFloat64, {G.shape[0]}, G);
     const py::gil_scoped_release release;
-    solver(G.ptr<double>(), G.shape[0], G.shape[1], number, out.ptr<double>(), gaps.ptr<double>());
+    solver(G.ptr<double>(), G.shape[0], G.shape[1], number..., out.ptr<double>(),
+           gaps.ptr<double>());
 }
 
 void pcgrad(const TensorView& G, const TensorView& order, const TensorView& weights) {
@@ -572,13 +563,15 @@ PYBIND11_MODULE(_core, m) {
           py::arg("rows"), py::arg("scales"), py::arg("shares"), py::arg("keys"),
           py::arg("positions"), py::arg("layer"), py::arg("offsets"), py::arg("weights"),
           py::arg("memory"), py::arg("threads"));
-    m.def("simplex_minimum", &mtlcore::simplex_minimum, py::arg("G"), py::arg("w"),
-          py::arg("gaps"));
+    m.def("simplex_minimum", &mtlcore::solve<mtlcore::cpu::simplex_minimum>, py::arg("G"),
+          py::arg("w"), py::arg("gaps"));
+    m.def("equal_projections", &mtlcore::solve<mtlcore::cpu::equal_projections>, py::arg("G"),
+          py::arg("a"), py::arg("gaps"));
     m.def("cone_minimum", &mtlcore::cone_minimum, py::arg("G"), py::arg("U"), py::arg("V"),
           py::arg("gaps"), py::arg("threads"));
-    m.def("cagrad_minimum", &mtlcore::with_number<mtlcore::cpu::cagrad_minimum>, py::arg("G"),
+    m.def("cagrad_minimum", &mtlcore::solve<mtlcore::cpu::cagrad_minimum, double>, py::arg("G"),
           py::arg("c"), py::arg("w"), py::arg("gaps"));
-    m.def("balance", &mtlcore::with_number<mtlcore::cpu::balance>, py::arg("G"),
+    m.def("balance", &mtlcore::solve<mtlcore::cpu::balance, double>, py::arg("G"),
           py::arg("exponent"), py::arg("a"), py::arg("gaps"));
     m.def("pcgrad", &mtlcore::pcgrad, py::arg("G"), py::arg("order"), py::arg("weights"));
     m.def("gradvac", &mtlcore::gradvac, py::arg("G"), py::arg("targets"), py::arg("order"),

@@ -33,6 +33,7 @@ void cone_minimum(const double* G, const double* U, int64_t count, int64_t T, in
                   double* V, double* gaps, int threads);
 void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double* w, double* gaps);
 void balance(const double* G, int64_t count, int64_t T, double exponent, double* a, double* gaps);
+void equal_projections(const double* G, int64_t count, int64_t T, double* a, double* gaps);
 void pcgrad(const double* G, int64_t count, int64_t T, const int64_t* order, double* weights);
 void gradvac(const double* G, const double* targets, int64_t count, int64_t T, const int64_t* order,
              double beta, double* weights, double* new_targets);

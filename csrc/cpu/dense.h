@@ -79,14 +79,10 @@ inline bool factor(Matrix& Q) {
     return true;
 }
 
-// Raises eigenvalues below `floor` to it (Jacobi's rotations), and leaves the rest as it is.
-inline void lift(Matrix& Q, double floor) {
-    const int64_t n = Q.n;
-    Matrix A = Q;
-    for (int64_t i = 0; i < n; ++i) A[i][i] -= 10 * floor;
-    if (factor(A)) return;  // the usual case, at a fraction of the cost
-    A = Q;
-    Matrix V(n);  // its rows become the eigenvectors
+// Jacobi's rotations: A becomes diagonal, the eigenvalues; the rows returned are the eigenvectors.
+inline Matrix diagonalize(Matrix& A) {
+    const int64_t n = A.n;
+    Matrix V(n);
     for (int64_t i = 0; i < n; ++i) V[i][i] = 1;
     bool turned = true;
     for (int sweep = 0; turned && sweep < 30; ++sweep) {
@@ -112,6 +108,22 @@ inline void lift(Matrix& Q, double floor) {
             }
         }
     }
+    return V;
+}
+
+// Overwrites A - shift I with its Cholesky factor; false if that is not positive definite.
+inline bool factor_above(Matrix& A, double shift) {
+    for (int64_t i = 0; i < A.n; ++i) A[i][i] -= shift;
+    return factor(A);
+}
+
+// Raises eigenvalues below `floor` to it, and leaves the rest as it is.
+inline void lift(Matrix& Q, double floor) {
+    const int64_t n = Q.n;
+    Matrix A = Q;
+    if (factor_above(A, 10 * floor)) return;  // the usual case, at a fraction of the cost
+    A = Q;
+    const Matrix V = diagonalize(A);
     for (int64_t e = 0; e < n; ++e) {
         const double missing = floor - A[e][e];
         if (missing <= 0) continue;
@@ -123,7 +135,8 @@ inline void lift(Matrix& Q, double floor) {
 }
 
 struct Units {  // the tasks whose gradient is not 0, in units of their norms
-    // `least`: by the largest norm, smaller ones count as 0.
+    // `floor`: eigenvalues of the cosines are raised to it, unless it is 0. `least`: by the largest
+    // norm, smaller ones count as 0.
     Units(const double* G, int64_t T, double floor, double least = 0) : cosines(0) {
         double top = 0;
         for (int64_t i = 0; i < T; ++i) top = std::max(top, G[i * T + i]);
@@ -140,7 +153,7 @@ struct Units {  // the tasks whose gradient is not 0, in units of their norms
                 cosines[i][j] = i == j ? 1 : row[tasks[j]] / norms[i] / norms[j];
             }
         }
-        lift(cosines, floor);
+        if (floor > 0) lift(cosines, floor);
     }
     int64_t size() const { return static_cast<int64_t>(tasks.size()); }
 

@@ -1,6 +1,6 @@
 // Small dense problems on the Gramian of T task gradients: quadratic programs by active sets
-// (cpu/active_set.h), and a Newton method. mtlcore/ops/solvers.py states each problem,
-// mtlcore/ops/reference/solvers.py the same methods in numpy.
+// (cpu/active_set.h), a Newton method, and a linear system. mtlcore/ops/solvers.py states each
+// problem, mtlcore/ops/reference/solvers.py the same methods in numpy.
 //
 // Everything is done in units of the gradients' norms, C = D^-1 G D^-1 with D = diag |g_i|, so that
 // neither scale nor spread of the norms matters; tasks with a gradient of 0 are left out. A
@@ -23,8 +23,11 @@ namespace {
 constexpr double kFloor = 1e-14;
 // The same for `balance`, whose weights grow without bound as it goes to 0.
 constexpr double kBalanceFloor = 1e-10;
-constexpr double kLeast = 1e-10;      // norm, by the largest, that has a say in CAGrad's objective
-constexpr int64_t kThreadsFrom = 24;  // tasks: fewer are solved before threads have started
+constexpr double kLeast = 1e-10;  // norm, by the largest, that has a say in CAGrad's objective
+// Eigenvalue of C, by the largest, that counts as 0: what the rounding of float32 gradients makes.
+constexpr double kRank = 1e-13;
+constexpr double kNoDirection = 1e-12;  // largest weight of a unit gradient: less is rounding of 0
+constexpr int64_t kThreadsFrom = 24;    // tasks: fewer are solved before threads have started
 
 // 1/|g_i| in units of the smallest norm: y_i = w_i / a_i are weights of the unit gradients.
 Vec levels(const Units& units) {
@@ -215,6 +218,43 @@ double balance_one(const Units& units, int64_t T, double e, double* out) {
     return gap;
 }
 
+// y = C⁺ 1, and a_i = y_i / |g_i|.
+double equal_one(const Units& units, int64_t T, double* a) {
+    const int64_t n = units.size();
+    std::fill(a, a + T, 0);
+    if (n == 0) return 0;
+    const Matrix& C = units.cosines;
+    Vec y(n, 1);
+    Matrix A = C;
+    if (factor_above(A, 10 * kRank * static_cast<double>(n))) {  // n: no eigenvalue is larger
+        A = C;
+        factor(A);
+        solve_factored(A, n, y.data());
+    } else {
+        A = C;
+        const Matrix V = diagonalize(A);
+        double top = 0;
+        for (int64_t e = 0; e < n; ++e) top = std::max(top, A[e][e]);
+        const Vec ones = std::exchange(y, Vec(n));
+        for (int64_t e = 0; e < n; ++e) {
+            if (!(A[e][e] > kRank * top)) continue;
+            const double share = dot(V[e], ones.data(), n) / A[e][e];
+            for (int64_t i = 0; i < n; ++i) y[i] += share * V[e][i];
+        }
+    }
+    Vec missed(n), slopes(n);  // of the squared distance to 1, over 2: C (C y - 1)
+    multiply(C, y, missed);
+    for (double& value : missed) value -= 1;
+    multiply(C, missed, slopes);
+    const double size = largest(y);
+    if (size > kNoDirection) {
+        for (int64_t i = 0; i < n; ++i) a[units.tasks[i]] = y[i] / units.norms[i];
+    }
+    double gap = 0;
+    for (const double slope : slopes) gap = worse(gap, std::abs(slope) / std::max(size, 1.0));
+    return gap;
+}
+
 }  // namespace
 
 void simplex_minimum(const double* G, int64_t count, int64_t T, double* w, double* gaps) {
@@ -247,6 +287,12 @@ void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double*
 void balance(const double* G, int64_t count, int64_t T, double exponent, double* a, double* gaps) {
     for (int64_t s = 0; s < count; ++s) {
         gaps[s] = balance_one({G + s * T * T, T, kBalanceFloor}, T, exponent, a + s * T);
+    }
+}
+
+void equal_projections(const double* G, int64_t count, int64_t T, double* a, double* gaps) {
+    for (int64_t s = 0; s < count; ++s) {
+        gaps[s] = equal_one({G + s * T * T, T, 0}, T, a + s * T);
     }
 }
 

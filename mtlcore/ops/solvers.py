@@ -6,8 +6,10 @@ none is registered with torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from mtlcore.ops.checks import check_shape, check_tensor
 
 TOLERANCE = 1e-9
 """Largest gap of a solution: the conditions of its minimum, in units of the gradients' norms."""
+
+_ON_CPU = torch.empty(0)
 
 
 class SolverError(MtlcoreError, ArithmeticError):
@@ -46,9 +50,7 @@ def simplex_minimum(G: Tensor) -> Tensor:
         SolverError: the gap (slope of w'Gw along an edge, in units of the norms) is above 1e-9.
     """
     batch, G = _problems(G)
-    w = G.new_empty(G.shape[:-1])
-    _solve("simplex_minimum", G, w)
-    return w.view(batch)
+    return _solve("simplex_minimum", G).view(batch)
 
 
 def cone_minimum(G: Tensor, U: Tensor) -> Tensor:
@@ -79,9 +81,7 @@ def cone_minimum(G: Tensor, U: Tensor) -> Tensor:
     if not U.numel():
         return U.clone()
     bounds = U.reshape(len(G), -1, batch[-1]).contiguous()
-    V = torch.empty_like(bounds)
-    _solve("cone_minimum", G, bounds, V)
-    return V.view(U.shape)
+    return _solve("cone_minimum", G, bounds, shape=bounds.shape).view(U.shape)
 
 
 def cagrad_minimum(G: Tensor, c: float) -> Tensor:
@@ -109,9 +109,7 @@ def cagrad_minimum(G: Tensor, c: float) -> Tensor:
     """
     _check_positive("c", c)
     batch, G = _problems(G)
-    w = G.new_empty(G.shape[:-1])
-    _solve("cagrad_minimum", G, float(c), w)
-    return w.view(batch)
+    return _solve("cagrad_minimum", G, float(c)).view(batch)
 
 
 def balance(G: Tensor, exponent: float) -> Tensor:
@@ -139,9 +137,34 @@ def balance(G: Tensor, exponent: float) -> Tensor:
     """
     _check_positive("exponent", exponent)
     batch, G = _problems(G)
-    a = G.new_empty(G.shape[:-1])
-    _solve("balance", G, float(exponent), a)
-    return a.view(batch)
+    return _solve("balance", G, float(exponent)).view(batch)
+
+
+def equal_projections(G: Tensor) -> Tensor:
+    """The shortest update that goes equally far along every gradient, in units of their norms.
+
+        a = D^-1 C⁺ 1,    C = D^-1 G D^-1,  D = diag(|g_i|)
+
+    J'a has the product 1 with each g_i / |g_i|. Where no such update exists, the products are as
+    near to 1 as can be (least squares). Towards Impartial Multi-task Learning (ICLR 2021),
+    https://openreview.net/forum?id=IMPnRXEWpvr; ConFIG: Towards Conflict-free Training of Physics
+    Informed Neural Networks (ICLR 2025), https://arxiv.org/abs/2408.11104.
+
+    Args:
+        G: Gramian [..., T, T] as in `simplex_minimum`; here eigenvalues of the matrix of cosines
+            up to 1e-13 of the largest count as 0 (gradients that depend on each other).
+
+    Returns:
+        a [..., T]; 0 for a gradient of 0. All 0 where no update comes nearer to 1 than none does
+        (opposed gradients).
+
+    Raises:
+        TypeError, ValueError: as in `simplex_minimum`.
+        SolverError: the gap (the slope of the squared distance of the products from 1) is above
+            1e-9.
+    """
+    batch, G = _problems(G)
+    return _solve("equal_projections", G).view(batch)
 
 
 def pcgrad(G: Tensor, order: Tensor) -> Tensor:
@@ -211,7 +234,7 @@ def gradvac(G: Tensor, targets: Tensor, order: Tensor, beta: float) -> tuple[Ten
 def _problems(G: Tensor) -> tuple[list[int], Tensor]:
     """The shape of weights [..., T], and G as [S, T, T]."""
     ndim = max(G.ndim, 2) if isinstance(G, Tensor) else 2
-    check_tensor("G", G, ndim=ndim, dtypes=(torch.float64,), like=torch.empty(0))
+    check_tensor("G", G, ndim=ndim, dtypes=(torch.float64,), like=_ON_CPU)
     if G.shape[-1] != G.shape[-2]:
         raise ValueError(f"G must be square in its last two dimensions, found {list(G.shape)}")
     _check_finite("G", G)
@@ -220,10 +243,9 @@ def _problems(G: Tensor) -> tuple[list[int], Tensor]:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise ValueError(
-            f"{name} must be finite, found {tensor[~torch.isfinite(tensor)][0].item()}"
-        )
+    values = tensor.numpy()  # of these small tensors torch's calls cost more than the arithmetic
+    if not (finite := np.isfinite(values)).all():
+        raise ValueError(f"{name} must be finite, found {values[~finite][0]}")
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -245,16 +267,20 @@ def _run(op: str, G: Tensor, *arguments: Any) -> None:
         backend.kernel(op, G.device)(G, *arguments)
 
 
-def _solve(op: str, G: Tensor, *arguments: Any) -> None:
-    """Fill the output, the last of the arguments, or say that it is no solution."""
-    gaps = G.new_zeros(len(G))
-    _run(op, G, *arguments, gaps)
-    if len(gaps) and not float(worst := gaps.max()) <= TOLERANCE:
-        which = "" if len(gaps) == 1 else f" (problem {int(gaps.argmax())} of {len(gaps)})"
+def _solve(op: str, G: Tensor, *arguments: Any, shape: Sequence[int] | None = None) -> Tensor:
+    """What the kernel fills, [S, T] or `shape`, and whose gaps are small."""
+    count, tasks = G.shape[:2]
+    solution = torch.from_numpy(np.empty((count, tasks) if shape is None else shape))
+    gaps = np.zeros(count)
+    _run(op, G, *arguments, solution, torch.from_numpy(gaps))
+    if not (gaps <= TOLERANCE).all():
+        worst = gaps.argmax()
+        which = "" if count == 1 else f" (problem {worst} of {count})"
         raise SolverError(
-            f"op {op}: no solution for {G.shape[-1]} tasks{which}: its gap is {worst:.2g}, "
+            f"op {op}: no solution for {tasks} tasks{which}: its gap is {gaps[worst]:.2g}, "
             f"at most {TOLERANCE:g} is accepted\n  fix: G must be symmetric, J Jᵀ of some J"
         )
+    return solution
 
 
 def _declare(op: str, outputs: int, *, threaded: bool = False) -> None:
@@ -277,7 +303,7 @@ def _declare(op: str, outputs: int, *, threaded: bool = False) -> None:
     backend.declare(op, cpp=compiled, reference=reference)
 
 
-for _op in ("simplex_minimum", "cagrad_minimum", "balance", "gradvac"):
+for _op in ("simplex_minimum", "cagrad_minimum", "balance", "equal_projections", "gradvac"):
     _declare(_op, outputs=2)
 _declare("cone_minimum", outputs=2, threaded=True)
 _declare("pcgrad", outputs=1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mtlcore.components import Scope, Weighting
-from mtlcore_plugins.weighting._units import fair_direction, inverse
+from mtlcore.ops import equal_projections
+from mtlcore_plugins.weighting._units import inverse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class ConFIG(Weighting):
     def mtlcore_weigh_tasks(self, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: a, as long as the projection of the sum on it."""
         gramian = gradients.gramian(self.scope)
-        a = fair_direction(gramian)
+        a = equal_projections(gramian)
         products = (gramian @ a[..., None])[..., 0]  # <g_i, Jᵀ a>
         # a'G a is 0 only where a is: there all gradients are, or nothing fits them.
         length = (a * products).sum(dim=-1, keepdim=True)

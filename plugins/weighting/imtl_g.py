@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mtlcore.components import Scope, Weighting
-from mtlcore_plugins.weighting._units import fair_direction
+from mtlcore.ops import equal_projections
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mtlcore.gradients import Gradients
     from mtlcore.run import Run
 
-# Weights whose sum is this small a part of their sizes have none: the rest is rounding.
+# Weights whose sum is this small a part of their sizes have none: what is left is rounding.
 NO_SUM = 1e-12
 
 
@@ -58,8 +58,8 @@ class IMTLG(Weighting):
 
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: a, brought to the sum T'/T."""
-        weights = fair_direction(gradients.gramian(self.scope)).numpy()
-        total = weights.sum(axis=-1, keepdims=True)
-        summable = abs(total) > NO_SUM * abs(weights).sum(axis=-1, keepdims=True)
+        a = equal_projections(gradients.gramian(self.scope)).numpy()
+        total = a.sum(axis=-1, keepdims=True)
+        summable = abs(total) > NO_SUM * abs(a).sum(axis=-1, keepdims=True)
         share = len(gradients.present) / len(self.weighed(run))
-        return torch.from_numpy(weights * (share / np.where(summable, total, np.inf)))
+        return torch.from_numpy(a * (share / np.where(summable, total, np.inf)))

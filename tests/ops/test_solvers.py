@@ -20,13 +20,15 @@ from mtlcore.ops import (
     balance,
     cagrad_minimum,
     cone_minimum,
+    equal_projections,
     gradvac,
     pcgrad,
     simplex_minimum,
     use_backend,
 )
 
-OPS = ("simplex_minimum", "cone_minimum", "cagrad_minimum", "balance", "pcgrad", "gradvac")
+SOLVERS = ("simplex_minimum", "cone_minimum", "cagrad_minimum", "balance", "equal_projections")
+OPS = (*SOLVERS, "pcgrad", "gradvac")
 BACKENDS = ("cpp", "reference")
 
 
@@ -86,6 +88,8 @@ def call(op, G, seed=0):
         return cagrad_minimum(G, 0.4)
     if op == "balance":
         return balance(G, 0.5)
+    if op == "equal_projections":
+        return equal_projections(G)
     order = order_of(tasks, seed)
     if op == "pcgrad":
         return pcgrad(G, order)
@@ -284,6 +288,31 @@ def test_gradients_that_cancel_have_bounded_balanced_weights():
     assert (rows.T @ a).norm() <= 1e-9
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_equal_projections_are_those_of_the_pseudo_inverse_of_the_unit_gradients(name):
+    compared = {True: 0, False: 0}  # by whether the gradients are independent
+    for seed in range(300):
+        rows = families(seed)
+        with use_backend(name):
+            a = equal_projections(gramian_of(rows))
+        norms = rows.norm(dim=1)
+        there = norms > 0
+        assert (a[~there] == 0).all()
+        if not there.any():
+            continue
+        units = rows[there] / norms[there, None]
+        singular = torch.linalg.svdvals(units)
+        if ((singular > 1e-9 * singular[0]) & (singular < 1e-3 * singular[0])).any():
+            continue  # near the limit, or the Gramian's rounding is felt
+        expected = torch.linalg.pinv(units, rtol=1e-6) @ torch.ones(len(units)).double()
+        if expected.norm() < 1e-6:  # opposed gradients: nothing is nearer to 1 than 0 is
+            assert (a == 0).all(), seed
+        else:
+            assert (rows.T @ a - expected).norm() <= 1e-9 * expected.norm(), seed
+        compared[torch.linalg.matrix_rank(units, rtol=1e-6).item() == len(units)] += 1
+    assert min(compared.values()) > 80, compared
+
+
 def explicit_pcgrad(rows, order):
     """The paper's loop, on explicit gradients: the update [P]."""
     total = torch.zeros(rows.shape[1], dtype=torch.float64)
@@ -381,7 +410,8 @@ def test_no_task_one_task_and_many(op, name, tasks):
         found = call(op, gramian_of(rows))
     assert torch.isfinite(found).all()
     if tasks == 1:
-        expected = {"balance": gramian_of(rows)[0, 0] ** (-1 / 1.5)}.get(op, 1.0)
+        exponent = {"balance": -1 / 1.5, "equal_projections": -1 / 2}.get(op, 0)
+        expected = gramian_of(rows)[0, 0] ** exponent
         assert found.flatten()[0].item() == pytest.approx(float(expected), rel=1e-12)
 
 
@@ -390,8 +420,8 @@ def test_no_task_one_task_and_many(op, name, tasks):
 def test_no_scale_is_too_small_or_large(op, scale):
     G = gramian_of(families(0, (8,)))
     found, expected = call(op, G * scale), call(op, G)
-    if op == "balance":
-        found = found * scale ** (1 / 1.5)  # a^-exponent = G a
+    # a^-exponent = G a; <J'a, g_i> = |g_i|
+    found = found * scale ** {"balance": 1 / 1.5, "equal_projections": 1 / 2}.get(op, 0)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
@@ -453,6 +483,7 @@ def test_only_zero_gradients_have_a_defined_result(op, name):
         "cagrad_minimum": uniform,
         "cone_minimum": torch.eye(4).double(),
         "balance": torch.zeros(4).double(),
+        "equal_projections": torch.zeros(4).double(),
         "pcgrad": torch.ones(4).double(),
         "gradvac": torch.cat([torch.ones(1, 4), torch.full((4, 4), 0.3)]).double(),
     }[op]
@@ -523,7 +554,7 @@ def test_other_wrong_arguments_are_refused():
         pcgrad(G, order.int())
 
 
-@pytest.mark.parametrize("op", OPS[:4])
+@pytest.mark.parametrize("op", SOLVERS)
 def test_what_is_no_solution_is_told(monkeypatch, op):
     def far(*arguments):
         *_, out, gaps = arguments
@@ -541,6 +572,14 @@ def test_a_gramian_of_no_gradients_is_solved_as_the_nearest_that_is_one():
     """Rounding leaves eigenvalues below 0; here one of -2 is there on purpose."""
     G = torch.tensor([[1.0, -3.0], [-3.0, 1.0]], dtype=torch.float64)
     assert simplex_minimum(G).tolist() == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_gramian_of_no_gradients_has_no_equal_projections(name):
+    G = torch.tensor([[1.0, -3.0], [-3.0, 1.0]], dtype=torch.float64)
+    told = r"op equal_projections: no solution for 2 tasks: its gap is 2, .*\n  fix: G must be"
+    with use_backend(name), pytest.raises(SolverError, match=told):
+        equal_projections(G)
 
 
 @pytest.mark.parametrize("asked", ["cuda", "triton"])

@@ -20,6 +20,11 @@ FLOOR = 1e-14
 BALANCE_FLOOR = 1e-10
 # Norm, by the largest, that has a say in the objective of CAGrad.
 LEAST = 1e-10
+# Eigenvalue of the cosines, by the largest, that counts as 0 in `equal_projections`: what the
+# rounding of float32 gradients makes.
+RANK = 1e-13
+# There, the largest weight of a unit gradient: less is the rounding of a solution that is 0.
+NO_DIRECTION = 1e-12
 # In units of the norms of the gradients: slopes below it are rounding.
 TOLERANCE = 1e-12
 # |sum|^2 over (sum of norms)^2: what is left of gradients that cancel is rounding.
@@ -33,7 +38,7 @@ class Units(NamedTuple):
 
     there: NDArray[np.bool_]  # [S, T], gradients that are not 0
     norms: Array  # [S, T], 1 where it is 0
-    cosines: Array  # [S, T, T], positive definite; a gradient of 0 has its floor on the diagonal
+    cosines: Array  # [S, T, T]; a gradient of 0 has the floor on the diagonal, and 0 elsewhere
 
 
 class Minimum(NamedTuple):
@@ -45,7 +50,7 @@ class Minimum(NamedTuple):
 
 
 def units_of(G: Array, floor: float, least: float = 0) -> Units:
-    """Norms and cosines; eigenvalues of the cosines are raised to `floor`.
+    """Norms and cosines; eigenvalues of the cosines are raised to `floor`, unless it is 0.
 
     `least`: by the largest norm, smaller ones count as 0.
     """
@@ -54,6 +59,8 @@ def units_of(G: Array, floor: float, least: float = 0) -> Units:
     norms = np.where(there, norms, 1)
     cosines = G / norms[..., :, None] / norms[..., None, :]
     cosines = np.where(there[..., :, None] & there[..., None, :], cosines, 0)
+    if floor == 0:
+        return Units(there, norms, cosines)
     values, vectors = np.linalg.eigh(cosines)
     missing = np.maximum(floor - values, 0)[..., None, :]
     return Units(there, norms, cosines + (vectors * missing) @ vectors.swapaxes(-1, -2))
@@ -245,6 +252,19 @@ def _balance(C: Array, norms: Array, e: float) -> tuple[Array, float]:
             break
         y = y - move
     return y * np.exp(logs.mean() / (1 + e)) / norms, gap
+
+
+def equal_projections(G: Array) -> tuple[Array, Array]:
+    """a [S, T] = D^-1 C⁺ 1; 0 for a gradient of 0."""
+    there, norms, C = units_of(G, 0)
+    values, vectors = np.linalg.eigh(C)
+    inverses = 1 / np.where(values > RANK * values[:, -1:], values, np.inf)
+    along = np.einsum("sje,sj->se", vectors, there)
+    y = np.where(there, np.einsum("sie,se->si", vectors, inverses * along), 0)
+    size = abs(y).max(axis=1, initial=0)
+    slopes = np.einsum("sij,sj->si", C, np.einsum("sij,sj->si", C, y) - there)
+    gaps = abs(slopes).max(axis=1, initial=0) / np.maximum(size, 1)
+    return np.where((size > NO_DIRECTION)[:, None], y / norms, 0), gaps
 
 
 def pcgrad(G: Array, order: NDArray[np.int64]) -> Array:
