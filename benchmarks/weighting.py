@@ -27,7 +27,7 @@ from mtlcore.testing import StandInGradients, stand_in_run
 
 SIZES = (2, 8, 32, 64)
 TARGETS = {8: 300.0, 32: 5000.0}  # microseconds
-ROUNDS = 51
+ROUNDS = 201
 PATIENCE = 5.0  # seconds for a method and size: those that are slow have fewer rounds
 COLUMNS = 200  # P
 # At T = 8, by the norm of the update: what TorchJD's methods reach when they are asked to be exact.

@@ -1,7 +1,8 @@
 """Small exact problems on the Gramian of the task gradients, which weightings are made of.
 
 They see T tasks, not P weights: float64, on the CPU. No autograd and no graph goes through them, so
-none is registered with torch.
+none is registered with torch. What is done around them is in numpy where it can be: on so few
+numbers torch's calls cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def pcgrad(G: Tensor, order: Tensor) -> Tensor:
             no task.
     """
     batch, G = _problems(G)
-    weights = G.new_empty(G.shape[:-1])
+    weights = _empty(G.shape[:-1])
     _run("pcgrad", G, _checked_order(order, G), weights)
     return weights.view(batch)
 
@@ -221,11 +222,10 @@ def gradvac(G: Tensor, targets: Tensor, order: Tensor, beta: float) -> tuple[Ten
         raise ValueError(f"beta must be in [0, 1], found {beta}")
     check_tensor("targets", targets, ndim=G.ndim, dtypes=(torch.float64,), like=G)
     check_shape("targets", targets, G.shape, "[..., T, T]")
-    if not (targets.abs() <= 1).all():
+    if not (abs(targets.numpy()) <= 1).all():
         raise ValueError("targets must be cosines in [-1, 1]")
     batch, G = _problems(G)
-    weights = G.new_empty(G.shape[:-1])
-    new = torch.empty_like(G)
+    weights, new = _empty(G.shape[:-1]), _empty(G.shape)
     given = targets.reshape(G.shape).contiguous()
     _run("gradvac", G, given, _checked_order(order, G), float(beta), weights, new)
     return weights.view(batch), new.view(targets.shape)
@@ -243,7 +243,7 @@ def _problems(G: Tensor) -> tuple[list[int], Tensor]:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    values = tensor.numpy()  # of these small tensors torch's calls cost more than the arithmetic
+    values = tensor.numpy()
     if not (finite := np.isfinite(values)).all():
         raise ValueError(f"{name} must be finite, found {values[~finite][0]}")
 
@@ -257,8 +257,9 @@ def _checked_order(order: Tensor, G: Tensor) -> Tensor:
     tasks = G.shape[-1]
     check_tensor("order", order, ndim=2, dtypes=(torch.int64,), like=G)
     check_shape("order", order, (tasks, max(tasks - 1, 0)), "[T, T-1]")
-    if not ((order >= 0) & (order < tasks)).all():
-        raise ValueError(f"order must hold tasks 0 to {tasks - 1}, found {order.tolist()}")
+    values = order.numpy()
+    if ((values < 0) | (values >= tasks)).any():
+        raise ValueError(f"order must hold tasks 0 to {tasks - 1}, found {values.tolist()}")
     return order.contiguous()
 
 
@@ -267,11 +268,14 @@ def _run(op: str, G: Tensor, *arguments: Any) -> None:
         backend.kernel(op, G.device)(G, *arguments)
 
 
+def _empty(shape: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.empty(shape))
+
+
 def _solve(op: str, G: Tensor, *arguments: Any, shape: Sequence[int] | None = None) -> Tensor:
     """What the kernel fills, [S, T] or `shape`, and whose gaps are small."""
     count, tasks = G.shape[:2]
-    solution = torch.from_numpy(np.empty((count, tasks) if shape is None else shape))
-    gaps = np.zeros(count)
+    solution, gaps = _empty(shape or (count, tasks)), np.zeros(count)
     _run(op, G, *arguments, solution, torch.from_numpy(gaps))
     if not (gaps <= TOLERANCE).all():
         worst = gaps.argmax()
