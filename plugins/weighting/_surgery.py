@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -18,5 +19,5 @@ def random_order(run: Run, key: str, tasks: int) -> Tensor:
         return torch.arange(tasks).flip(0)[:, None][:, : tasks - 1]
     generator = run.generator(run.step, key)
     keys = torch.rand((tasks, tasks - 1), generator=generator, dtype=torch.float64)
-    order = keys.argsort(dim=1)  # of 0 .. T'-2: leave out i itself
-    return order + (order >= torch.arange(tasks)[:, None])
+    order = keys.numpy().argsort(axis=1)  # of 0 .. T'-2: leave out i itself
+    return torch.from_numpy(order + (order >= np.arange(tasks)[:, None]))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from mtlcore.components import Positive, Scope, Weighting
 from mtlcore.ops import cagrad_minimum, cone_minimum
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from mtlcore.gradients import Gradients
     from mtlcore.run import Run
+
+    Array = NDArray[np.float64]
 
 # |Jᵀ v| by the sum of the norms that it is made of: less is rounding of G.
 VANISHED = 1e-7
@@ -63,19 +67,21 @@ class CAGrad(Weighting):
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: 1/T + c |g0| / |Jᵀ v| v."""
         gramian = gradients.gramian(self.scope)
-        mean = torch.full(gramian.shape[:-1], 1 / len(self.weighed(run)), dtype=torch.float64)
-        shares = cagrad_minimum(gramian, self.c)  # v
-        norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-        lengths = length(gramian, shares)[..., None]
-        moves = lengths > VANISHED * (shares * norms).sum(dim=-1, keepdim=True)
-        factors = self.c * length(gramian, mean)[..., None] / lengths.where(moves, 1)
-        weights = mean + factors * shares
+        shares = cagrad_minimum(gramian, self.c).numpy()  # v
+        # In numpy: on so few numbers torch's calls cost more than the arithmetic.
+        G, mean = gramian.numpy(), np.full(shares.shape, 1 / len(self.weighed(run)))
+        norms = np.sqrt(np.maximum(np.diagonal(G, axis1=-2, axis2=-1), 0))
+        lengths = length(G, shares)
+        moves = lengths > VANISHED * (shares * norms).sum(axis=-1, keepdims=True)
+        factors = self.c * length(G, mean) / np.where(moves, lengths, 1)
+        weights = torch.from_numpy(mean + factors * shares)
         if moves.all():
             return weights
-        return torch.where(moves, weights, cone_minimum(gramian, mean[..., None, :])[..., 0, :])
+        standing = cone_minimum(gramian, torch.from_numpy(mean)[..., None, :])[..., 0, :]
+        return torch.where(torch.from_numpy(moves), weights, standing)
 
 
-def length(gramian: Tensor, weights: Tensor) -> Tensor:
-    """|Jᵀ w| [...] from G [..., T', T'] and w [..., T']."""
-    products = (gramian @ weights[..., None])[..., 0]
-    return (weights * products).sum(dim=-1).clamp(min=0).sqrt()
+def length(G: Array, weights: Array) -> Array:
+    """|Jᵀ w| [..., 1] from G [..., T', T'] and w [..., T']."""
+    products = (G @ weights[..., None])[..., 0]
+    return np.sqrt(np.maximum((weights * products).sum(axis=-1, keepdims=True), 0))
