@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from mtlcore.components import NotNegative, Positive
 from mtlcore_plugins.weighting._learned import Baselines
-from mtlcore_plugins.weighting._units import inverse, norms
+from mtlcore_plugins.weighting._units import norms
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from mtlcore.gradients import Gradients
     from mtlcore.run import Run
+
+    Array = NDArray[np.float64]
 
 
 class GradNorm(Baselines):
@@ -67,12 +71,16 @@ class GradNorm(Baselines):
         self.start(run)
         tasks = torch.as_tensor(gradients.present, dtype=torch.long)
         weights = len(self.weighed(run)) * self.shares(tasks)
-        first = self.first(tasks, losses)
-        lengths = weights * norms(gradients.gramian("model"))  # w d
-        moved = (lengths > 0) & ~first.isnan()
-        lengths, fallen = lengths[moved], losses[moved] / first[moved]  # w d and q
-        rates = fallen / fallen.mean() if fallen.any() else torch.ones_like(fallen)
-        excess = lengths - lengths.mean() * rates**self.alpha
-        slopes = excess.sign() * lengths * inverse(lengths.mean())
-        self.multiply(tasks[moved], -self.learning_rate * slopes)
+        fallen = (losses / self.first(tasks, losses)).numpy()  # q
+        lengths = (weights * norms(gradients.gramian("model"))).numpy()  # w d
+        moved = (lengths > 0) & ~np.isnan(fallen)
+        if moved.any():
+            slopes = torch.from_numpy(self._slopes(lengths[moved], fallen[moved]))
+            self.multiply(torch.from_numpy(tasks.numpy()[moved]), -self.learning_rate * slopes)
         return weights
+
+    def _slopes(self, lengths: Array, fallen: Array) -> Array:
+        """dL / d log w, by m, from w d and q."""
+        mean = lengths.mean()
+        rates = fallen / fallen.mean() if fallen.any() else np.ones_like(fallen)
+        return np.sign(lengths - mean * rates**self.alpha) * lengths / mean

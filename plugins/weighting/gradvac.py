@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mtlcore.components import Scope, Share, Weighting
@@ -65,10 +66,12 @@ class GradVac(Weighting):
         if self.targets is None:
             shape = (*gramian.shape[:-2], len(run.tasks), len(run.tasks))
             self.targets = torch.zeros(shape, dtype=torch.float64)
-        present = torch.as_tensor(gradients.present, dtype=torch.long)
+        present = np.array(gradients.present)
         pairs = (..., present[:, None], present)
         order = random_order(run, self.name, len(present))
-        weights, self.targets[pairs] = gradvac(gramian, self.targets[pairs], order, self.beta)
+        targets = self.targets.numpy()  # the same memory
+        weights, new = gradvac(gramian, torch.from_numpy(targets[pairs]), order, self.beta)
+        targets[pairs] = new.numpy()
         return weights
 
     def state_dict(self) -> dict[str, Any]:
