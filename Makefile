@@ -33,7 +33,8 @@ tour: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@mkdir -p build/types && ln -sfn ../../plugins build/types/mtlcore_plugins
+	MYPYPATH=build/types $(BIN)/mypy -p mtlcore -p mtlcore_plugins
 	@if [ -x $(BIN)/clang-format ]; then \
 	    echo "clang-format --dry-run"; $(BIN)/clang-format --dry-run --Werror $(CXX_FILES); \
 	else echo "clang-format is not installed: C++ not checked"; fi

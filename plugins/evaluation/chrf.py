@@ -11,7 +11,7 @@ from mtlcore.components import Count, Evaluator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
     from torch import Tensor
 
     from mtlcore.evaluation.predictions import Prediction
@@ -65,7 +65,7 @@ class ChrF(Evaluator):
         return [float(metric._compute_score_from_stats(row).score) for row in sums.tolist()]
 
     def _metric(self) -> CHRF:
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
 
         return CHRF(char_order=self.char_order, word_order=self.word_order, beta=self.beta)
 

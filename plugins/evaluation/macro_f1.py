@@ -40,7 +40,7 @@ class MacroF1(Evaluator):
 
         labels = [row.label for row in predictions]
         choices = [-1 if row.choice is None else row.choice for row in predictions]
-        classes = sorted({*labels, *choices} - {-1})
+        classes = sorted({value for value in (*labels, *choices) if value is not None} - {-1})
         return float(f1_score(labels, choices, labels=classes, average="macro", zero_division=0))
 
     def resample(self, predictions: Sequence[Prediction], draws: Tensor) -> list[float]:
@@ -49,7 +49,7 @@ class MacroF1(Evaluator):
 
         pairs = [(row.label, row.choice) for row in predictions]
         classes = sorted({value for pair in pairs for value in pair if value is not None})
-        place = {value: index for index, value in enumerate(classes)}
+        place: dict[int | None, int] = {value: index for index, value in enumerate(classes)}
         size = len(classes)
         label = torch.tensor([place.get(label, size) for label, _ in pairs])[draws]  # [draws, rows]
         choice = torch.tensor([place.get(choice, size) for _, choice in pairs])[draws]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from mtlcore.components import Format, FormatGuess
 from mtlcore.data.example import IGNORED, Example, RowError
@@ -30,7 +30,7 @@ class Messages(Format):
     """
 
     name = "messages"
-    columns: ClassVar[dict[str, str]] = {"messages": "a list of {role, content}"}
+    columns: Mapping[str, str] = {"messages": "a list of {role, content}"}
 
     def __init__(self, *, train_on: Literal["last", "all"] = "all") -> None:
         self.train_on = train_on

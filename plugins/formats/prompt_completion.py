@@ -141,8 +141,8 @@ def _pairs(columns: Columns) -> Iterator[Pair]:
         yield Pair(0.85, prompt, answers, template, taken, "exact_match")
     others = columns.various(but=[completion]) if completion else []
     if completion and 1 <= len(others) <= 3:
-        template = lines_template(others, completion) if len(others) > 1 else None
-        yield Pair(_less_for_labels(columns, completion, 0.78), others[0], completion, template)
+        lines = lines_template(others, completion) if len(others) > 1 else None
+        yield Pair(_less_for_labels(columns, completion, 0.78), others[0], completion, lines)
     unknown = [c for c in columns.values if c not in texts and plain_name(c) not in ABOUT_ROWS]
     if len(texts) == 2 and not unknown:
         yield Pair(_less_for_labels(columns, texts[1], LAST), texts[0], texts[1])

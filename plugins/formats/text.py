@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from mtlcore.components import Format, FormatGuess
 from mtlcore.data.example import IGNORED, Example, RowError
@@ -22,7 +22,7 @@ class Text(Format):
     """
 
     name = "text"
-    columns: ClassVar[dict[str, str]] = {"text": "the text to learn"}
+    columns: Mapping[str, str] = {"text": "the text to learn"}
 
     @classmethod
     def guess(cls, rows: Sequence[Mapping[str, Any]]) -> FormatGuess | None:

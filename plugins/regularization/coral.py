@@ -67,6 +67,7 @@ class Coral(Regularizer):
         """One penalty per micro-batch that has a pair of tasks."""
         if batch is None or outputs is None:
             return []
+        assert outputs.pooled is not None  # `needs_pooled`
         wanted = {t.index for t in run.tasks if self.names is None or t.name in self.names}
         covariances = [
             covariance(outputs.pooled[start:stop])

@@ -36,7 +36,8 @@ class Shuffled(RowChooser):
 
     def choose(self, run: Run, step: int, task: Task, count: int) -> list[int]:
         """The next `count` rows."""
-        place, rows = run.rows_drawn[task.index], []
+        place = run.rows_drawn[task.index]
+        rows: list[int] = []
         while len(rows) < count:
             epoch, start = divmod(place + len(rows), len(task.train))
             rows += self._order(run, task, epoch)[start : start + count - len(rows)]

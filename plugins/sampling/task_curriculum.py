@@ -113,7 +113,8 @@ class TaskCurriculum(Admitting):
         drawn = torch.randperm(len(split), generator=run.generator(0, self.name, task.name))
         rows = [split[place] for place in drawn[: self.rows].tolist()]
         labels = sum(example.label_count for example in rows)
-        return float(own_losses(run, task, rows).sum()) / max(1, labels)
+        loss: float = own_losses(run, task, rows).sum().item() / max(1, labels)
+        return loss
 
     def _easiest_first(self, tasks: list[Task]) -> list[Task]:
         order, losses = self.order, self.losses

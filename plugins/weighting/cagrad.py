@@ -84,4 +84,5 @@ class CAGrad(Weighting):
 def length(G: Array, weights: Array) -> Array:
     """|Jᵀ w| [..., 1] from G [..., T', T'] and w [..., T']."""
     products = (G @ weights[..., None])[..., 0]
-    return np.sqrt(np.maximum((weights * products).sum(axis=-1, keepdims=True), 0))
+    lengths: Array = np.sqrt(np.maximum((weights * products).sum(axis=-1, keepdims=True), 0))
+    return lengths

@@ -64,4 +64,5 @@ class Focal(Remembering):
             past.isnan(), now, torch.lerp(now, past, self.smoothing)
         )
         rest = failure[gradients.present].clamp(max=1 - LEAST)
-        return rest**self.gamma * -torch.log1p(-rest)
+        weights: Tensor = rest**self.gamma * -torch.log1p(-rest)
+        return weights

@@ -83,4 +83,5 @@ class GradNorm(Baselines):
         """dL / d log w, by m, from w d and q."""
         mean = lengths.mean()
         rates = fallen / fallen.mean() if fallen.any() else np.ones_like(fallen)
-        return np.sign(lengths - mean * rates**self.alpha) * lengths / mean
+        slopes: Array = np.sign(lengths - mean * rates**self.alpha) * lengths / mean
+        return slopes

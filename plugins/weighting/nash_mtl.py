@@ -54,7 +54,7 @@ class NashMTL(Weighting):
         """[T'] or [S, T']: the solution of the equation, capped."""
         gramian = gradients.gramian(self.scope)
         size = torch.linalg.matrix_norm(gramian)[..., None]  # |G|
-        weights = size.sqrt() * balance(gramian, 1.0)
+        weights: Tensor = size.sqrt() * balance(gramian, 1.0)
         squared = (weights * (gramian @ weights[..., None])[..., 0]).sum()
         length = float(squared.clamp(min=0).sqrt())
         if 0 < self.max_norm < length:
