@@ -173,7 +173,7 @@ def recipe_from_mapping(
         if (below := reading.file(Path(file), os.fspath(file))) is not None:
             document = merge(document, below)
     document = merge(document, above)
-    for override in overrides:
+    for override in _whole_parts_first(overrides):
         document = reading.override(document, override, here)
     recipe = reading.finish(document)
     return LoadedRecipe(recipe, reading.notes, Path("recipe.yaml"), [], document)
@@ -239,7 +239,7 @@ class _Reading:
             raise RecipeError(self.broken)
         command = shlex.join(["mtlcore", "check", os.fspath(path), *(given := list(overrides))])
         self.fix = f"`{command}` looks at rows and model too, and tells everything at once"
-        for override in given:
+        for override in _whole_parts_first(given):
             document = self.override(document, override, path.parent.absolute())
         return document
 
@@ -376,6 +376,15 @@ def _merged(below: Any, above: Any, path: KeyPath) -> Any:
             both[key] = _merged(below.get(key), value, (*path, key))
         return both
     return above
+
+
+def _whole_parts_first(overrides: Iterable[str]) -> list[str]:
+    """A component that was named after its options would drop them."""
+
+    def depth(override: str) -> int:
+        return override.partition("=")[0].strip().removesuffix(".name").count(".")
+
+    return sorted(overrides, key=depth)
 
 
 def _with_default_names(document: Document, path: KeyPath) -> Document:

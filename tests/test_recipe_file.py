@@ -339,6 +339,8 @@ def test_overrides_of_components(write: Write) -> None:
     assert weighting("weighting=upgrad") == "upgrad"
     assert weighting("weighting.name=upgrad") == "upgrad"
     assert weighting("weighting.name=upgrad", "weighting.c=1") == {"name": "upgrad", "c": 1}
+    assert weighting("weighting.c=1", "weighting.name=upgrad") == {"name": "upgrad", "c": 1}
+    assert weighting("weighting.c=1", "weighting=upgrad") == {"name": "upgrad", "c": 1}
     assert weighting("weighting.scope=model") == {"name": "pcgrad", "scope": "model"}
     listed = read(
         GOOD + "    regularization: [ewc, l2]\n", write, "regularization.1.strength=5"

@@ -226,12 +226,12 @@ double equal_one(const Units& units, int64_t T, double* a) {
     const Matrix& C = units.cosines;
     Vec y(n, 1);
     Matrix A = C;
-    if (factor_above(A, 10 * kRank * static_cast<double>(n))) {  // n: no eigenvalue is larger
-        A = C;
+    const bool independent = factor_above(A, 10 * kRank * static_cast<double>(n));  // none is > n
+    A = C;
+    if (independent) {
         factor(A);
         solve_factored(A, n, y.data());
     } else {
-        A = C;
         const Matrix V = diagonalize(A);
         double top = 0;
         for (int64_t e = 0; e < n; ++e) top = std::max(top, A[e][e]);

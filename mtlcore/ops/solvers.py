@@ -21,7 +21,7 @@ from mtlcore.ops.checks import check_shape, check_tensor
 TOLERANCE = 1e-9
 """Largest gap of a solution: the conditions of its minimum, in units of the gradients' norms."""
 
-_ON_CPU = torch.empty(0)
+_ON_CPU = torch.empty(0, device="cpu")
 
 
 class SolverError(MtlcoreError, ArithmeticError):

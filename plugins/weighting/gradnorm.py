@@ -83,5 +83,7 @@ class GradNorm(Baselines):
         """dL / d log w, by m, from w d and q."""
         mean = lengths.mean()
         rates = fallen / fallen.mean() if fallen.any() else np.ones_like(fallen)
-        slopes: Array = np.sign(lengths - mean * rates**self.alpha) * lengths / mean
+        with np.errstate(over="ignore"):  # inf is longer than all
+            wanted = mean * rates**self.alpha
+        slopes: Array = np.sign(lengths - wanted) * lengths / mean
         return slopes

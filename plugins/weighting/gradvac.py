@@ -66,7 +66,7 @@ class GradVac(Weighting):
         if self.targets is None:
             shape = (*gramian.shape[:-2], len(run.tasks), len(run.tasks))
             self.targets = torch.zeros(shape, dtype=torch.float64)
-        present = np.array(gradients.present)
+        present = np.array(gradients.present, dtype=np.int64)
         pairs = (..., present[:, None], present)
         order = random_order(run, self.name, len(present))
         targets = self.targets.numpy()  # the same memory

@@ -74,6 +74,12 @@ def test_absent_tasks_keep_their_targets():
     assert changed == [[1, 3], [3, 1]]
 
 
+def test_no_task_has_no_weight():
+    weighting, run = GradVac(), tasks(3)
+    rows = torch.zeros(0, 7, dtype=torch.float64)
+    assert weigh(weighting, rows, present=[], run=run).shape == (0,)
+
+
 def test_each_scope_has_targets_of_its_own():
     weighting = GradVac(beta=0.5, scope="layer")
     weights = weigh(weighting, jacobian(3, 3, size=5))
