@@ -41,7 +41,8 @@ training: {learning_rate: 2e-4, max_steps: 1000}
 
 * **Order.** Defaults, then the files named by `extends`, then the file, then `key=value` from the
   command line. Mappings are merged, everything else is replaced; naming another component drops
-  the options of the old one. `regularization.0.strength=5` reaches into a list.
+  the options of the old one. On the command line a component is named first, wherever its name
+  stands, and then has its options. `regularization.0.strength=5` reaches into a list.
 * **Paths** of data, models and plugins are relative to the file that holds them; on the command
   line first to the current folder, then to the recipe's. `output_dir` is relative to
   the current folder.
