@@ -208,8 +208,8 @@ class Weighting(Component):
         """Which of the present tasks, as places in 0 .. T'-1, the inner weighting is given."""
         return range(len(present))
 
-    def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
-        """Warn of loss weights that do not tell one task from another."""
+    def loss_weight_warnings(self, recipe: Recipe) -> list[Problem]:
+        """Warnings of loss weights that do not tell one task from another; no hook to override."""
         given = {name: task.loss_weight for name, task in recipe.tasks.items() if self.weighs(task)}
         if not self.undoes_scale or len({*given.values()}) == 1:
             return []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from mtlcore.components import Component, WeightSchedule
+from mtlcore.components import Component, Weighting, WeightSchedule
 from mtlcore.errors import Problem, UserError
 from mtlcore.recipe import ComponentSpec
 from mtlcore.weight_schedule import ScheduledWeighting
@@ -126,6 +126,9 @@ def check_components(
         except UserError as error:
             found = error.problems
         kept += [_at(problem, plugin, keys.get(id(plugin), "")) for problem in found]
+    for component in components.values():
+        if isinstance(component, Weighting):
+            warnings += component.loss_weight_warnings(recipe)
     return errors, warnings
 
 

@@ -90,7 +90,7 @@ class CoBa(Weighting):
         self.first = empty.new_zeros(0)  # [K] the first losses
         self.missed = 0  # looks before them
 
-    def mtlcore_check(self, tasks: Sequence[Task]) -> list[Problem]:  # type: ignore[override]
+    def mtlcore_check(self, tasks: Sequence[Task]) -> list[Problem]:
         """Refuse tasks without eval rows."""
         for task in tasks:
             if task.eval is None and self.weighs(task.recipe):
