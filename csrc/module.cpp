@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "common/half.h"
@@ -460,11 +461,31 @@ void lora_grads(const TensorView& z, const TensorView& x, const TensorView& segm
     });
 }
 
+// The first element of a packed tensor of float64 on the CPU that is not good, or null.
+template <class Good>
+const double* find_bad(const TensorView& view, Good good) {
+    int64_t size = 1;
+    for (int axis = 0; axis < view.ndim; ++axis) size *= view.shape[axis];
+    const auto* values = view.ptr<const double>();
+    const double* found = std::find_if_not(values, values + size, good);
+    return found == values + size ? nullptr : found;
+}
+
+void check_finite(const TensorView& view, const char* name) {
+    const double* bad = find_bad(view, [](double value) { return std::isfinite(value); });
+    if (bad == nullptr) return;
+    throw std::invalid_argument(std::string(name) + " must be finite, found " +
+                                (std::isnan(*bad) ? "nan"
+                                 : *bad > 0       ? "inf"
+                                                  : "-inf"));
+}
+
 // Small problems of the CPU, on Gramians G [count, T, T] float64.
 void check_square(const TensorView& G) {
     check_rank(G, "G", 3);
     check_packed(G, "G", Dtype::kFloat64, {G.shape[0], G.shape[1], G.shape[1]});
     if (!G.on_cpu()) throw std::invalid_argument("G must be on the CPU");
+    check_finite(G, "G");
 }
 
 void check_order(const TensorView& order, const TensorView& G) {
@@ -484,6 +505,7 @@ void cone_minimum(const TensorView& G, const TensorView& U, const TensorView& V,
     check_square(G);
     check_rank(U, "U", 3);
     check_packed(U, "U", Dtype::kFloat64, {G.shape[0], U.shape[1], G.shape[1]}, G);
+    check_finite(U, "U");
     check_packed(V, "V", Dtype::kFloat64, {G.shape[0], U.shape[1], G.shape[1]}, G);
     check_packed(gaps, "gaps", Dtype::kFloat64, {G.shape[0]}, G);
     const py::gil_scoped_release release;
@@ -517,6 +539,9 @@ void gradvac(const TensorView& G, const TensorView& targets, const TensorView& o
     const int64_t count = G.shape[0];
     const int64_t T = G.shape[1];
     check_packed(targets, "targets", Dtype::kFloat64, {count, T, T}, G);
+    if (find_bad(targets, [](double target) { return std::abs(target) <= 1; }) != nullptr) {
+        throw std::invalid_argument("targets must be cosines in [-1, 1]");
+    }
     check_packed(weights, "weights", Dtype::kFloat64, {count, T}, G);
     check_packed(new_targets, "new_targets", Dtype::kFloat64, {count, T, T}, G);
     const py::gil_scoped_release release;

@@ -98,13 +98,14 @@ def _resolve(op: str, device_type: str) -> str:
                 fix=f"available for {op} here: {have}",
             )
         return name
-    defaults = _DEFAULTS.get(device_type, _ELSEWHERE)
-    candidates = [name for name in defaults if name in _kernels[op]]
-    for candidate in candidates:
-        if not _why_not(op, candidate):
-            return candidate
+    reasons = {}
+    for candidate in _DEFAULTS.get(device_type, _ELSEWHERE):
+        if candidate in _kernels[op]:
+            reasons[candidate] = _why_not(op, candidate)
+            if not reasons[candidate]:
+                return candidate
     raise BackendError(
-        "; ".join(f"{name}: {_why_not(op, name)}" for name in candidates),
+        "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items()),
         where=f"op {op} on {device_type}",
         fix=f"reinstall mtlcore, or set {ENVIRONMENT_VARIABLE}=reference (slow)",
     )

@@ -36,7 +36,8 @@ class LearnedShares(Weighting):
         """Change the shares of these tasks [T']; their sum, and all other shares, stay."""
         logs = self.state["log_shares"]
         old = logs[tasks]
-        logs[tasks] = torch.log_softmax(old + log_factors, dim=0) + torch.logsumexp(old, dim=0)
+        total = old - torch.log_softmax(old, dim=0)  # the logarithm of their sum, T' times
+        logs[tasks] = torch.log_softmax(old + log_factors, dim=0) + total
 
     def state_dict(self) -> dict[str, Any]:
         """The logarithms of the shares [T] and what else is kept, once a step was taken."""
@@ -53,8 +54,8 @@ class Baselines(LearnedShares):
     def start(self, run: Run) -> None:
         """Equal shares and no first values, before the first step."""
         super().start(run)
-        nothing = torch.full((len(run.tasks),), torch.nan, dtype=torch.float64)
-        self.state.setdefault("first", nothing)
+        if "first" not in self.state:
+            self.state["first"] = torch.full((len(run.tasks),), torch.nan, dtype=torch.float64)
 
     def first(self, tasks: Tensor, values: Tensor) -> Tensor:
         """[T'] the first value above 0 of each task, these included; NaN if there was none."""

@@ -11,13 +11,10 @@ from mtlcore.components import Positive, Scope, Weighting
 from mtlcore.ops import cagrad_minimum, cone_minimum
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from mtlcore.gradients import Gradients
     from mtlcore.run import Run
-
-    Array = NDArray[np.float64]
 
 # |Jᵀ v| by the sum of the norms that it is made of: less is rounding of G.
 VANISHED = 1e-7
@@ -69,20 +66,16 @@ class CAGrad(Weighting):
         gramian = gradients.gramian(self.scope)
         shares = cagrad_minimum(gramian, self.c).numpy()  # v
         # In numpy: on so few numbers torch's calls cost more than the arithmetic.
-        G, mean = gramian.numpy(), np.full(shares.shape, 1 / len(self.weighed(run)))
+        G, mean = gramian.numpy(), 1 / len(self.weighed(run))
+        pair = np.full((*shares.shape[:-1], 2, shares.shape[-1]), mean)
+        pair[..., 0, :] = shares
+        squares = (pair * (pair @ G)).sum(axis=-1, keepdims=True)
+        lengths = np.sqrt(np.maximum(squares, 0))  # |Jᵀ v| and |g0|
         norms = np.sqrt(np.maximum(np.diagonal(G, axis1=-2, axis2=-1), 0))
-        lengths = length(G, shares)
-        moves = lengths > VANISHED * (shares * norms).sum(axis=-1, keepdims=True)
-        factors = self.c * length(G, mean) / np.where(moves, lengths, 1)
+        moves = lengths[..., 0, :] > VANISHED * (shares * norms).sum(axis=-1, keepdims=True)
+        factors = self.c * lengths[..., 1, :] / np.where(moves, lengths[..., 0, :], 1)
         weights = torch.from_numpy(mean + factors * shares)
         if moves.all():
             return weights
-        standing = cone_minimum(gramian, torch.from_numpy(mean)[..., None, :])[..., 0, :]
+        standing = cone_minimum(gramian, torch.from_numpy(pair[..., 1:, :]))[..., 0, :]
         return torch.where(torch.from_numpy(moves), weights, standing)
-
-
-def length(G: Array, weights: Array) -> Array:
-    """|Jᵀ w| [..., 1] from G [..., T', T'] and w [..., T']."""
-    products = (G @ weights[..., None])[..., 0]
-    lengths: Array = np.sqrt(np.maximum((weights * products).sum(axis=-1, keepdims=True), 0))
-    return lengths

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from mtlcore.components import Scope, Share, Weighting
@@ -66,12 +65,13 @@ class GradVac(Weighting):
         if self.targets is None:
             shape = (*gramian.shape[:-2], len(run.tasks), len(run.tasks))
             self.targets = torch.zeros(shape, dtype=torch.float64)
-        present = np.array(gradients.present, dtype=np.int64)
+        order = random_order(run, self.name, len(gradients.present))
+        if len(gradients.present) == len(run.tasks):
+            weights, self.targets = gradvac(gramian, self.targets, order, self.beta)
+            return weights
+        present = torch.tensor(gradients.present, dtype=torch.long)
         pairs = (..., present[:, None], present)
-        order = random_order(run, self.name, len(present))
-        targets = self.targets.numpy()  # the same memory
-        weights, new = gradvac(gramian, torch.from_numpy(targets[pairs]), order, self.beta)
-        targets[pairs] = new.numpy()
+        weights, self.targets[pairs] = gradvac(gramian, self.targets[pairs], order, self.beta)
         return weights
 
     def state_dict(self) -> dict[str, Any]:
