@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mtlcore.components import Weighting
@@ -11,13 +12,21 @@ from mtlcore.components import Weighting
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from mtlcore.run import Run
 
+    Array = NDArray[np.float64]
+    Indices = NDArray[np.int64]
+
 
 class LearnedShares(Weighting):
-    """A share for each task it weighs, with sum 1, kept as logarithms: none is ever lost to 0."""
+    """A share for each task it weighs, with sum 1, kept as logarithms: none is ever lost to 0.
+
+    In numpy, on the memory of `state`: on so few numbers torch's calls cost more than the
+    arithmetic.
+    """
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
@@ -28,16 +37,17 @@ class LearnedShares(Weighting):
             share = torch.tensor(1 / len(self.weighed(run)), dtype=torch.float64)
             self.state["log_shares"] = share.log().repeat(len(run.tasks))
 
-    def shares(self, tasks: Tensor) -> Tensor:
+    def shares(self, tasks: Indices) -> Array:
         """[T'] the shares of these tasks."""
-        return self.state["log_shares"][tasks].exp()
+        shares: Array = np.exp(self.state["log_shares"].numpy()[tasks])
+        return shares
 
-    def multiply(self, tasks: Tensor, log_factors: Tensor) -> None:
+    def multiply(self, tasks: Indices, log_factors: Array) -> None:
         """Change the shares of these tasks [T']; their sum, and all other shares, stay."""
-        logs = self.state["log_shares"]
+        logs = self.state["log_shares"].numpy()
         old = logs[tasks]
-        total = old - torch.log_softmax(old, dim=0)  # the logarithm of their sum, T' times
-        logs[tasks] = torch.log_softmax(old + log_factors, dim=0) + total
+        new = old + log_factors
+        logs[tasks] = new - np.logaddexp.reduce(new) + np.logaddexp.reduce(old)
 
     def state_dict(self) -> dict[str, Any]:
         """The logarithms of the shares [T] and what else is kept, once a step was taken."""
@@ -57,9 +67,10 @@ class Baselines(LearnedShares):
         if "first" not in self.state:
             self.state["first"] = torch.full((len(run.tasks),), torch.nan, dtype=torch.float64)
 
-    def first(self, tasks: Tensor, values: Tensor) -> Tensor:
+    def first(self, tasks: Indices, values: Array) -> Array:
         """[T'] the first value above 0 of each task, these included; NaN if there was none."""
-        known = self.state["first"][tasks]
-        known = torch.where(known.isnan() & (values > 0), values, known)
-        self.state["first"][tasks] = known
+        first = self.state["first"].numpy()
+        known: Array = first[tasks]
+        known = np.where(np.isnan(known) & (values > 0), values, known)
+        first[tasks] = known
         return known

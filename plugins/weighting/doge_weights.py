@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from mtlcore.components import Positive
@@ -61,11 +62,11 @@ class DoGEWeights(LearnedShares):
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] the weights, once moved by this step's W."""
         self.start(run)
-        tasks = torch.as_tensor(gradients.present, dtype=torch.long)
+        tasks = np.array(gradients.present, dtype=np.int64)
         gramian = gradients.gramian("model")
         scores = gramian.sum(dim=-1)  # W
         if self.rule == "code":
             scores = (scores - gramian.diagonal()) * inverse(norms(gramian).mean())
             scores = scores.clamp(0, LARGEST_SCORE)
-        self.multiply(tasks, self.step_size * scores)
-        return self.shares(tasks)
+        self.multiply(tasks, self.step_size * scores.numpy())
+        return torch.from_numpy(self.shares(tasks))

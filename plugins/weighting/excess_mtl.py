@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from mtlcore.components import Positive
@@ -54,12 +55,12 @@ class ExcessMTL(Baselines):
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] the weights, once moved by this step's excess risks."""
         self.start(run)
-        tasks = torch.as_tensor(gradients.present, dtype=torch.long)
-        excess = self._excess_risks(gradients, len(run.tasks))
-        new = self.state["first"][tasks].isnan()
+        tasks = np.array(gradients.present, dtype=np.int64)
+        excess = self._excess_risks(gradients, len(run.tasks)).numpy()
+        new = np.isnan(self.state["first"].numpy()[tasks])
         first = self.first(tasks, excess)
         self.multiply(tasks[~new], self.step_size * excess[~new] / first[~new])
-        return self.shares(tasks)
+        return torch.from_numpy(self.shares(tasks))
 
     def _excess_risks(self, gradients: Gradients, tasks: int) -> Tensor:
         """E [T'] of the present tasks, whose gradients are taken into h."""

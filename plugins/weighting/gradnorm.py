@@ -69,15 +69,15 @@ class GradNorm(Baselines):
     def mtlcore_weigh_tasks(self, run: Run, losses: Tensor, gradients: Gradients) -> Tensor:
         """[T'] the weights so far; then they are moved."""
         self.start(run)
-        tasks = torch.as_tensor(gradients.present, dtype=torch.long)
+        tasks, values = np.array(gradients.present, dtype=np.int64), losses.numpy()
         weights = len(self.weighed(run)) * self.shares(tasks)
-        fallen = (losses / self.first(tasks, losses)).numpy()  # q
-        lengths = (weights * norms(gradients.gramian("model"))).numpy()  # w d
+        fallen = values / self.first(tasks, values)  # q
+        lengths = weights * norms(gradients.gramian("model")).numpy()  # w d
         moved = (lengths > 0) & ~np.isnan(fallen)
         if moved.any():
-            slopes = torch.from_numpy(self._slopes(lengths[moved], fallen[moved]))
-            self.multiply(torch.from_numpy(tasks.numpy()[moved]), -self.learning_rate * slopes)
-        return weights
+            slopes = self._slopes(lengths[moved], fallen[moved])
+            self.multiply(tasks[moved], -self.learning_rate * slopes)
+        return torch.from_numpy(weights)
 
     def _slopes(self, lengths: Array, fallen: Array) -> Array:
         """dL / d log w, by m, from w d and q."""
