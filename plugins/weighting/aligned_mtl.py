@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from mtlcore.components import Scope, Weighting
@@ -58,19 +59,23 @@ class AlignedMTL(Weighting):
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: B times 1/T."""
         gramian = gradients.gramian(self.scope)
-        values, vectors = torch.linalg.eigh(gramian)  # ascending
+        # In numpy but for `eigh`: on so few numbers torch's calls cost more than the arithmetic.
+        # numpy's `eigh` waits for the threads of torch.
+        values, vectors = (found.numpy() for found in torch.linalg.eigh(gramian))  # ascending
         size = values.shape[-1]
-        cut = values[..., -1:].clamp(min=0) * size * torch.finfo(values.dtype).eps
+        cut = np.maximum(values[..., -1:], 0) * size * np.finfo(values.dtype).eps
         kept = values > cut
-        rank = kept.sum(dim=-1, keepdim=True)  # the last ones are kept
-        first = (size - rank).clamp(max=size - 1)
+        rank = kept.sum(axis=-1, keepdims=True)  # the last ones are kept
         if self.scale == "min":
-            scale = values.gather(-1, first)
+            scale = values.min(axis=-1, keepdims=True, initial=np.inf, where=kept)
         elif self.scale == "median":
-            scale = values.gather(-1, first + (rank - 1).clamp(min=0) // 2)
+            middle = np.minimum(size - rank, size - 1) + np.maximum(rank - 1, 0) // 2
+            scale = np.take_along_axis(values, middle, axis=-1)
         else:
-            scale = values.where(kept, 0).sum(dim=-1, keepdim=True) / rank.clamp(min=1)
-        factors = torch.where(kept, (scale / values.where(kept, 1)).sqrt(), 0)
-        aligned = ((vectors * factors[..., None, :]) @ vectors.mT).sum(dim=-1)  # B 1
-        aligned = aligned.where(gramian.diagonal(dim1=-2, dim2=-1) > 0, 0)  # free of rounding
-        return torch.where(rank > 0, aligned, 1) / len(self.weighed(run))
+            scale = values.sum(axis=-1, keepdims=True, where=kept) / np.maximum(rank, 1)
+        factors = np.where(kept, np.sqrt(scale / np.where(kept, values, 1)), 0)
+        sums = vectors.sum(axis=-2)  # V' 1
+        aligned = (vectors @ (factors * sums)[..., None])[..., 0]  # B 1
+        there = np.diagonal(gramian.numpy(), axis1=-2, axis2=-1) > 0
+        aligned = np.where(there, aligned, 0)  # free of rounding
+        return torch.from_numpy(np.where(rank > 0, aligned, 1) / len(self.weighed(run)))
