@@ -7,7 +7,7 @@ from typing import Any
 from mtlcore.report.blocks import Card, Tone
 from mtlcore.report.charts import finite
 from mtlcore.report.files import RunFiles, mapping
-from mtlcore.report.results import Gain, gains, name_of, others
+from mtlcore.report.results import Gain, gains, metrics_in, name_of, others
 from mtlcore.report.rows import latest_findings, status
 from mtlcore.report.text import duration, number, percent, span
 from mtlcore.report.training import last_step, total_seconds, totals
@@ -95,16 +95,24 @@ def _score_words(files: RunFiles) -> str:
         return "The run was not scored yet."
     scored = mapping(files.scores[split].get("tasks")) if split in files.scores else {}
     tasks = [task for task in files.tasks if task in scored] or files.tasks
-    roles = [files.task_recipe(task).get("role") for task in tasks]
-    count = sum(role != "auxiliary" for role in roles) or len(roles)
+    main = [task for task in tasks if files.task_recipe(task).get("role") != "auxiliary"] or tasks
+    counted = [
+        task
+        for task in main
+        if (metrics_in(mapping(scored[task])) if scored else files.metrics_of(task))
+    ] or main
+    count = len(counted)
     within = span(interval.get("low"), interval.get("high"))
     text = f"The overall score on {split} is {number(value)}"
     text += f" (95% interval {within})" if within else ""
     spec = files.recipe.get("overall")
     name = spec.get("name") if isinstance(spec, dict) else spec
     how = f", the {str(name).replace('_', ' ')} of" if name else " over"
-    main = "main tasks" if count < len(roles) else "tasks"
-    text += f"{how} {count} {main}." if count != 1 else ", for one task."
+    kind = "main tasks" if len(main) < len(tasks) else "tasks"
+    text += f"{how} {count} {kind}." if count != 1 else f", for one task, {counted[0]}."
+    without = [task for task in main if task not in counted]
+    if without:
+        text += f" Without a metric: {', '.join(without)}."
     left = len(files.tasks) - len(tasks)
     return f"{text} Tasks not scored: {left}." if left else text
 

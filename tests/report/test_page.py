@@ -165,6 +165,20 @@ def test_the_page_has_a_part_for_every_file(whole: Path) -> None:
     assert "not measured" not in page.text
 
 
+def test_the_verdict_counts_the_tasks_that_have_a_metric(whole: Path) -> None:
+    at = whole / "predictions" / "test" / "scores.json"
+    scores = json.loads(at.read_text())
+    assert "mean of 3 main tasks." in Page(render(whole)).text
+    scores["tasks"]["spelling"] = {"loss": 1.5, "rows": 60}
+    write(at, scores)
+    text = Page(render(whole)).text
+    assert "mean of 2 main tasks. Without a metric: spelling." in text
+    scores["tasks"]["definitions"] = {"loss": 1.5, "rows": 60}
+    write(at, scores)
+    text = Page(render(whole)).text
+    assert "for one task, sentiment. Without a metric: spelling, definitions." in text
+
+
 def test_the_verdict_tells_scores_gains_and_failed_audits(whole: Path) -> None:
     text = Page(render(whole)).text
     assert "The overall score on test is 0.712 (95% interval 0.681 to 0.742)" in text
