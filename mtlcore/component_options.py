@@ -5,13 +5,20 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from mtlcore.components import Component
-from mtlcore.errors import Problem, RecipeError, did_you_mean, fix_of_rule, is_quoted_number
+from mtlcore.errors import (
+    Problem,
+    RecipeError,
+    did_you_mean,
+    fix_of_rule,
+    is_quoted_number,
+    rule_of,
+)
 
 # A field may not be called like a member of BaseModel, an option may: fields have a prefix.
 PREFIX = "option_"
@@ -63,8 +70,16 @@ def common_part(cls: type[Component], options: dict[str, Any]) -> Any:
     return common(**given) if common and given else None
 
 
-def check_options(cls: type[Component], options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The given options, checked and converted; all that is wrong with them is one RecipeError."""
+def check_options(
+    cls: type[Component],
+    options: Mapping[str, Any],
+    where: str,
+    others: Iterable[type[Component]] = (),
+) -> dict[str, Any]:
+    """The given options, checked and converted; all that is wrong with them is one RecipeError.
+
+    others: components that may have an option that this one has not; they are named.
+    """
     model = option_model(cls)
     if quoted := list(_quoted_numbers(cls, model, options, where)):
         raise RecipeError(quoted)
@@ -75,7 +90,7 @@ def check_options(cls: type[Component], options: Mapping[str, Any], where: str) 
         for item in error.errors():  # a union of types gives several for one value
             found.setdefault(str(item["loc"][0]), []).append(item)
         raise RecipeError(
-            _problem(cls, items[0], where)
+            _problem(cls, items[0], where, others)
             if len(items) == 1
             else _no_type_fits(cls, name, items, options[name], where)
             for name, items in found.items()
@@ -107,31 +122,41 @@ def describe_options(cls: type[Component]) -> dict[str, Any]:
     return {"properties": properties, "required": schema.get("required", [])}
 
 
-def _problem(cls: type[Component], error: Any, where: str) -> Problem:
+def _problem(
+    cls: type[Component], error: Any, where: str, others: Iterable[type[Component]]
+) -> Problem:
     """One pydantic error in our words: argument, rule, value found, nearest valid spelling."""
     option = ".".join(str(part) for part in error["loc"])
-    known = [name.removeprefix(PREFIX) for name in option_model(cls).model_fields]
     if error["type"] == "extra_forbidden":
-        where = f"{where}.{option}"
-        if not known:
-            return Problem(where, f"{cls.name!r} has no options", f"remove {option}")
-        message = f"{cls.kind}.{option} is not an option of {cls.name!r}"
-        return Problem(where, message, did_you_mean(option, known))
+        if known := _names(cls):
+            message = f"{cls.kind}.{option} is not an option of {cls.name!r}"
+            fix = did_you_mean(option, known)
+        else:
+            message, fix = f"{cls.name!r} has no options", f"remove {option}"
+        if having := sorted(other.name for other in others if option in _names(other)):
+            fix += f" ({option} is an option of {', '.join(having)})"
+        return Problem(f"{where}.{option}", message, fix)
     if error["type"] == "missing":
-        return Problem(where, f"{cls.kind}.{option} is required by {cls.name!r}", f"add {option}")
-    rule = _rule(error)
+        message = f"{cls.kind}.{option} is required by {cls.name!r}"
+        return Problem(where, message, f"add {option}: {_example(cls, option)}")
+    rule = rule_of(error, "must")
     message = f"{cls.kind}.{option} {rule}, found {error['input']!r}"
     return Problem(f"{where}.{error['loc'][0]}", message, fix_of_rule(rule))
+
+
+def _names(cls: type[Component]) -> list[str]:
+    return [name.removeprefix(PREFIX) for name in option_model(cls).model_fields]
+
+
+def _example(cls: type[Component], option: str) -> str:
+    """How a value of the option is written."""
+    kind = describe_options(cls)["properties"][option].get("type")
+    return {"object": "{NAME: VALUE, ...}", "array": "[VALUE, ...]"}.get(kind, "VALUE")
 
 
 def _no_type_fits(
     cls: type[Component], option: str, errors: Sequence[Any], value: Any, where: str
 ) -> Problem:
-    rule = " or ".join(dict.fromkeys(_rule(error) for error in errors))
+    rule = " or ".join(dict.fromkeys(rule_of(error, "must") for error in errors))
     message = f"{cls.kind}.{option} {rule}, found {value!r}"
     return Problem(f"{where}.{option}", message, fix_of_rule(rule))
-
-
-def _rule(error: Any) -> str:
-    rule: str = error["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
-    return rule

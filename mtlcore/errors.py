@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class MtlcoreError(Exception):
@@ -66,9 +67,18 @@ NEAR = 0.6
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The spelling among `words` that comes nearest to `word`, if any is near."""
-    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=NEAR)
-    return matches[0] if matches else None
+    """The spelling among `words` that comes nearest to `word`, if any is near.
+
+    Case and signs do not count: Nash-MTL is nash_mtl.
+    """
+    plain = {_plain(known): known for known in words}
+    matches = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=NEAR)
+    return plain[matches[0]] if matches else None
+
+
+def _plain(word: str) -> str:
+    """Its letters and digits in lower case; a word without any stays as it is."""
+    return "".join(filter(str.isalnum, word.lower())) or word
 
 
 def nearest_file(name: str, names: Iterable[str]) -> str | None:
@@ -92,6 +102,36 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     words = sorted(words)
     match = nearest(word, words)
     return f"did you mean {match!r}?" if match else f"known: {', '.join(words) or 'none'}"
+
+
+PLAIN_RULES = {
+    "string_type": "be text",
+    "list_type": "be a list",
+    "dict_type": "be a mapping of keys to values",
+    "int_type": "be a whole number",
+    "int_parsing": "be a whole number",
+    "int_from_float": "be a whole number",
+    "float_type": "be a number",
+    "float_parsing": "be a number",
+    "number_type": "be a number",
+    "finite_number": "be a finite number",
+    "bool_type": "be true or false",
+    "bool_parsing": "be true or false",
+}
+
+
+def rule_of(error: Mapping[str, Any], modal: str) -> str:
+    """What one of pydantic's errors asks for, without its jargon; modal: "should" or "must"."""
+    kind, ctx = error["type"], error.get("ctx", {})
+    if kind in PLAIN_RULES:
+        return f"{modal} {PLAIN_RULES[kind]}"
+    if kind == "string_too_short":
+        return f"{modal} not be empty"
+    if kind == "too_short":
+        return f"{modal} have at least {counted(ctx['min_length'], 'item')}"
+    message: str = error["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", f"{modal} be")
+    return message[0].lower() + message[1:]
 
 
 def fix_of_rule(rule: str) -> str:

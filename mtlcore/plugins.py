@@ -269,7 +269,8 @@ class PluginManager:
         info = self._components.get((kind, spec.name))
         if info is None:
             raise self._unknown(kind, spec.name, where)
-        options = check_options(info.cls, spec.options, where)
+        others = [other.cls for (k, _), other in self._components.items() if k == kind]
+        options = check_options(info.cls, spec.options, where, others)
         schedule = common_part(info.cls, options)
         try:
             component: Any = info.cls(**options)

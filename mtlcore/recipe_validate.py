@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mtlcore.components import WeightSchedule
-from mtlcore.errors import did_you_mean, fix_of_rule, nearest
+from mtlcore.errors import did_you_mean, fix_of_rule, nearest, rule_of
 from mtlcore.recipe import ComponentSpec, Recipe, Section, class_at
 from mtlcore.recipe_checks import FieldProblem, KeyPath
 from mtlcore.yaml_text import yaml_value
@@ -202,28 +202,9 @@ def _right_key(path: KeyPath) -> str:
 
 def _wanted(error: ErrorDetails) -> str:
     """What should stand there, without pydantic's jargon."""
-    kind, ctx = error["type"], error.get("ctx", {})
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return "should be " + _mapping_words(str(ctx.get("class_name", "")))
-    if kind == "string_too_short":
-        return "should not be empty"
-    if kind == "too_short":
-        return f"should have at least {ctx['min_length']} item"
-    words = {
-        "string_type": "should be text",
-        "list_type": "should be a list",
-        "int_type": "should be a whole number",
-        "int_parsing": "should be a whole number",
-        "int_from_float": "should be a whole number",
-        "float_type": "should be a number",
-        "float_parsing": "should be a number",
-        "number_type": "should be a number",
-        "finite_number": "should be a finite number",
-        "bool_type": "should be true or false",
-        "bool_parsing": "should be true or false",
-    }
-    message = error["msg"].replace("Input should be", "should be")
-    return words.get(kind, message[0].lower() + message[1:])
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return "should be " + _mapping_words(str(error.get("ctx", {}).get("class_name", "")))
+    return rule_of(error, "should")
 
 
 def _mapping_words(class_name: str) -> str:

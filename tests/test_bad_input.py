@@ -398,6 +398,27 @@ RECIPES: list[tuple[str, Damage, list[str]]] = [
         ],
     ),
     (
+        "a weighting spelt as in its paper",
+        recipe("weighting: pcgrad", "weighting: Nash-MTL"),
+        ["recipe.yaml:29, weighting: weighting 'Nash-MTL' is not known", "mean 'nash_mtl'?"],
+    ),
+    (
+        "a file for the weights of the tasks",
+        recipe("weighting: pcgrad", "weighting: {name: fixed, weights: weights.json}"),
+        [
+            "weighting.weights must be a mapping of keys to values, found 'weights.json'",
+            "fix: give a mapping of keys to values",
+        ],
+    ),
+    (
+        "fixed weights that are not given",
+        recipe("weighting: pcgrad", "weighting: fixed"),
+        [
+            "FOLDER/recipe.yaml:29, weighting: weighting.weights is required by 'fixed'",
+            "fix: add weights: {NAME: VALUE, ...}",
+        ],
+    ),
+    (
         "an unknown option of a weighting",
         recipe("weighting: pcgrad", "weighting: {name: pcgrad, scop: model}"),
         ["weighting.scop is not an option of 'pcgrad'", "fix: did you mean 'scope'?"],
@@ -428,7 +449,10 @@ RECIPES: list[tuple[str, Damage, list[str]]] = [
     (
         "a scope for a weighting that reads no gradients",
         recipe("weighting: pcgrad", "weighting: {name: famo, scope: factor}"),
-        ["FOLDER/recipe.yaml:29, weighting.scope: weighting.scope is not an option of 'famo'"],
+        [
+            "FOLDER/recipe.yaml:29, weighting.scope: weighting.scope is not an option of 'famo'",
+            "(scope is an option of aligned_mtl, cagrad, config, db_mtl, dualproj, ",
+        ],
     ),
     (
         "load_in_4bit",

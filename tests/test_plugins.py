@@ -65,7 +65,7 @@ def test_numbers_that_yaml_reads_as_text_are_converted():
         ({"c": 1.5}, r"weighting\.c must be less than or equal to 1, found 1\.5"),
         ({"c": float("nan")}, r"weighting\.c must be a finite number"),
         ({"c": "0.5"}, r"weighting\.c must be a number, found '0\.5'\n.*write 0\.5 without quotes"),
-        ({"steps": 2.5}, r"weighting\.steps must be a valid integer.*found 2\.5"),
+        ({"steps": 2.5}, r"weighting\.steps must be a whole number.*found 2\.5"),
         (
             {"scope": "layers"},
             r"weighting\.scope must be 'model', 'layer' or 'factor', found 'layers'",
@@ -86,7 +86,7 @@ def test_missing_and_nested_options_are_named():
     manager = plugin_manager(Required)
     with pytest.raises(UserError, match=r"weighting\.weights is required by 'required'"):
         manager.create("weighting", spec("required"), "w")
-    with pytest.raises(UserError, match=r"weighting\.weights\.a must be a valid number"):
+    with pytest.raises(UserError, match=r"weighting\.weights\.a must be a number, found 'x'"):
         manager.create("weighting", spec("required", weights={"a": "x"}), "w")
     with pytest.raises(UserError, match=r"weighting\.weights\.a must be a number, found '1'"):
         manager.create("weighting", spec("required", weights={"a": "1"}), "w")

@@ -46,7 +46,8 @@ def run_demo(tiny: bool = False, overrides: Sequence[str] = (), out: Path | None
     console = Console()
     started = time.perf_counter()
     folder = out or Path("runs") / ("demo-tiny" if tiny else "demo")
-    _move_aside(folder, console)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file", where="--out", fix="give a folder")
     if tiny:
         model = make_tiny_model(cache_folder() / "models" / "tiny")
     else:
@@ -58,12 +59,16 @@ def run_demo(tiny: bool = False, overrides: Sequence[str] = (), out: Path | None
     from mtlcore.run import Run, write_json
     from mtlcore.trainer import Trainer
 
-    run = Run(loaded.recipe, folder)
+    with loaded.locating_errors():
+        run = Run(loaded.recipe, folder)
+        run.check()
+    _move_aside(folder, console)
     console.print("scoring the untuned model on the test rows")
     rows = sum(len(task.test or ()) for task in run.tasks)
     with scoring(rows) as progress:
         before = run.evaluate("test", save_as="before", progress=progress)
-    Trainer(run).train()
+    with loaded.locating_errors():
+        Trainer(run).train()
     console.print("scoring the tuned model on the test rows")
     with scoring(rows) as progress:
         after = run.evaluate("test", save_as="after", progress=progress)
@@ -159,8 +164,6 @@ def table(summary: dict[str, Any]) -> Table:
 
 def _move_aside(folder: Path, console: Console) -> None:
     """Keep an earlier demo: it is renamed, never overwritten."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file", where="--out", fix="give a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
     number = 1

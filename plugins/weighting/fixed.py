@@ -43,8 +43,6 @@ class Fixed(Weighting):
 
     def __init__(self, *, weights: dict[str, NotNegative]) -> None:
         self.weights = weights
-        if weights and not any(weights.values()):
-            raise ValueError("weights must not all be 0: nothing would be learned")
 
     def mtlcore_check(self, recipe: Recipe) -> list[Problem]:
         """Refuse weights that miss a task, or that name one the recipe does not have."""
@@ -63,6 +61,12 @@ class Fixed(Weighting):
                 f"weighting.weights names {unused[0]!r}, and here it weighs main tasks alone",
                 where="weighting",
                 fix=f"remove {unused[0]}: an auxiliary task has the weight that its gate gives it",
+            )
+        if not any(self.weights.values()):
+            raise UserError(
+                "weighting.weights must not all be 0: nothing would be learned",
+                where="weighting",
+                fix=f"give a task a weight above 0, such as {next(iter(self.weights))}: 1.0",
             )
         return []
 

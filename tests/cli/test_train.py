@@ -114,3 +114,19 @@ def test_the_tiny_demo_trains_scores_and_exports(
         "scores.json",
         *(f"{name}.jsonl" for name in DEMO_TASKS),
     }
+
+
+def test_a_demo_that_cannot_start_leaves_the_earlier_one_where_it_is(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTLCORE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "summary.json").write_text("{}")
+    wrong = "weighting={name: fixed, weights: {sentiment: 1}}"
+    code, out, error = cli("demo", "--tiny", wrong, "--out", folder)
+    assert code == 2
+    assert "error: command line, weighting: weighting.weights must name every task" in error
+    assert "scoring" not in out
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["demo"]
+    assert contents(folder).keys() == {"summary.json"}

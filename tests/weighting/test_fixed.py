@@ -26,13 +26,14 @@ def test_a_task_left_out_or_misspelt_is_refused_at_the_start():
         Fixed(weights={"sum": 1.0, "qa": 1.0}).mtlcore_check(RUN.recipe)
     with pytest.raises(UserError, match=r"'chatt'(?s:.*)did you mean 'chat'"):
         Fixed(weights={**ALL, "chatt": 1.0}).mtlcore_check(RUN.recipe)
+    with pytest.raises(UserError, match=r"must not all be 0(?s:.*)above 0, such as qa: 1\.0"):
+        Fixed(weights={"qa": 0.0, "sum": 0.0, "chat": 0.0}).mtlcore_check(RUN.recipe)
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
         ({"qa": -1.0}, r"weighting\.weights\.qa must be greater than or equal to 0, found -1"),
-        ({"qa": 0.0}, "must not all be 0"),
         ({"qa": float("inf")}, "finite"),
     ],
 )
