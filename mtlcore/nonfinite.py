@@ -123,12 +123,15 @@ class Guard:
         self._give_up(found)
         return []
 
-    def gradients_are_finite(self, norms: Mapping[str, float]) -> bool:
-        """Whether these norms by adapter are, and the penalties on the weights; else no update."""
+    def gradients_are_finite(self, norms: Mapping[str, float], made_of: str = "") -> bool:
+        """Whether these norms by adapter are, and the penalties on the weights; else no update.
+
+        made_of: what has changed gradients that were finite, for the message.
+        """
         bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
         found, self.found = self.found, NonFinite()  # the same in all processes
         if bad:
-            found.others.append(f"the gradient of {', '.join(bad)}")
+            found.others.append(f"the gradient of {', '.join(bad)}{made_of}")
         if not found:
             return True
         if self.policy == "stop":

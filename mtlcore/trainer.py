@@ -190,7 +190,8 @@ class Trainer:
         self.add_weight_penalties()
         run.plugins.hook.mtlcore_before_update(run=run, gradients=gradients)
         norms = gradients.clip(self.recipe.max_grad_norm)
-        return (weights, norms) if self.guard.gradients_are_finite(norms) else (None, {})
+        weighed = "" if weights is None else f", with the weights of {run.weighting.name!r},"
+        return (weights, norms) if self.guard.gradients_are_finite(norms, weighed) else (None, {})
 
     def set_learning_rate(self) -> float:
         """That of the schedule, lowered where losses or gradients were not finite."""

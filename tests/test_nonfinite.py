@@ -314,6 +314,13 @@ def test_gradients_and_penalties_that_are_not_finite(
         assert any("step 2; the step made no update" in note for note in run.notes)
 
 
+def test_weights_that_are_too_large_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    parts = {"weighting": "{name: cagrad, c: 1.0e+300}"}
+    named = "the gradient of shared, with the weights of 'cagrad', is not finite at step 1"
+    with pytest.raises(UserError, match=named):
+        mtlcore.train(recipe_in(tmp_path / "run", tiny_model, parts))
+
+
 @pytest.mark.parametrize(("weighting", "total"), [("equal", 2), ("pcgrad", 2), ("pcgrad", 6)])
 def test_two_processes_skip_the_rows_of_both(
     weighting: str, total: int, inf_model: Path, tmp_path: Path
