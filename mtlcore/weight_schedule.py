@@ -112,6 +112,11 @@ class ScheduledWeighting(Weighting):
     def _keep(self, run: Run, weights: Tensor, present: Sequence[int]) -> None:
         if self.schedule.normalize == "sum_to_one":
             sums = weights.sum(-1, keepdim=True)
+            if not (sums > 0).all():
+                run.note(
+                    f"warning: weights of {self.name!r} that do not sum to more than 0 cannot be "
+                    "brought to the sum 1, and are used as they are (weighting.normalize)"
+                )
             share = len(present) / len(self.weighed(run))
             weights = torch.where(sums > 0, weights / sums.where(sums > 0, 1) * share, weights)
         if self.kept is None:

@@ -50,10 +50,14 @@ def scheduled(**options: Any) -> tuple[ScheduledWeighting, Asked]:
 
 
 def weigh(
-    weighting: ScheduledWeighting, step: int, present: Sequence[int] = (0, 1, 2)
+    weighting: ScheduledWeighting,
+    step: int,
+    present: Sequence[int] = (0, 1, 2),
+    notes: list[str] | None = None,
 ) -> torch.Tensor:
     run = stand_in_run({str(task): 5 for task in range(T)})
     run.step = step
+    run.note = ([] if notes is None else notes).append
     gradients: Any = StandInGradients(torch.eye(T)[list(present)], present)
     answer = weighting.mtlcore_weigh_tasks(run, None, gradients)
     assert isinstance(answer, torch.Tensor)
@@ -113,9 +117,14 @@ def test_normalized_weights_sum_to_the_share_of_the_present_tasks_in_every_scope
         0: tensor([1.0, 3.0, 4.0], [2.0, 0.0, -4.0], [0.0, 0.0, 0.0]),
         1: tensor([1.0, 3.0], [5.0, 5.0], [-1.0, 2.0]),
     }
-    given = weigh(weighting, 0)
+    notes: list[str] = []
+    given = weigh(weighting, 0, notes=notes)
     assert given.tolist() == [[0.125, 0.375, 0.5], [2, 0, -4], [0, 0, 0]]
-    torch.testing.assert_close(weigh(weighting, 1, [0, 2]).sum(-1), tensor(2.0, 2.0, 2.0) / 3)
+    [note] = notes
+    assert "weights of 'asked' that do not sum to more than 0 cannot be brought to the sum" in note
+    found = weigh(weighting, 1, [0, 2], notes)
+    torch.testing.assert_close(found.sum(-1), tensor(2.0, 2.0, 2.0) / 3)
+    assert notes == [note]
 
 
 def test_kept_weights_by_scope_need_the_rows_of_each_task() -> None:

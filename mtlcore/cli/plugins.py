@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,9 @@ from mtlcore.errors import UserError, counted, did_you_mean
 from mtlcore.plugin_cache import Description, build_description, describe_plugins
 
 app = typer.Typer(help="List, describe and check plugins.", no_args_is_help=True)
+
+PIPE_WIDTH = 400
+"""Columns of a table that no terminal shows: nothing is folded, for grep."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -41,7 +45,10 @@ def list_plugins(
         if row["paper"]:
             summary.append(f"\n{row['paper']}", style="dim")
         table.add_row(row["kind"], row["name"], summary, origin)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    console.print(table)
     for problem in _problems(found):
         typer.echo(f"warning: {problem}; see `mtlcore plugins doctor`", err=True)
 

@@ -35,7 +35,8 @@ def stand_in_run(
 ) -> Any:
     """What samplers and weightings read of a run: tasks with so many train rows, and generators.
 
-    `rows`: task name -> number of train rows. Other attributes are set as given.
+    `rows`: task name -> number of train rows. Other attributes are set as given. What is noted
+    stands in `notes`.
     """
     from mtlcore import seeds
 
@@ -51,6 +52,8 @@ def stand_in_run(
     training = SimpleNamespace(
         per_device_train_batch_size=rows_per_step, gradient_accumulation_steps=1
     )
+    notes: list[str] = []
+    attributes = {"notes": notes, "note": notes.append, **attributes}
     return SimpleNamespace(
         tasks=tasks,
         step=0,

@@ -84,6 +84,7 @@ def _resume(trial: Trial, origin: Path, step: int, name: str, *, forget: bool = 
     saved = checkpoint_folder(origin, step)
     start = checkpoint_folder(run.folder, step)
     shutil.copytree(saved, start)
+    shutil.copy(origin / "metrics.jsonl", run.folder)
     trainer = Trainer(run)
     checkpoint.restore(trainer, open_checkpoint(start))
     if forget:
@@ -94,8 +95,7 @@ def _resume(trial: Trial, origin: Path, step: int, name: str, *, forget: bool = 
 
 def _compare(trial: Trial, whole: Path, run: Run, step: int, moment: str) -> None:
     """The resumed run against the one that was not interrupted."""
-    expected = [line for line in _records(whole) if line["step"] > step]
-    for one, other in zip(_records(run.folder), expected, strict=True):
+    for one, other in zip(_records(run.folder, step), _records(whole, step), strict=True):
         for part in SEEN:
             if difference := first_difference(one[part], other[part], part):
                 raise _differs(trial, whole, step, moment, f"in step {one['step']} {difference}")
@@ -123,9 +123,10 @@ def _state(trial: Trial, folder: Path, step: int) -> dict[str, Any]:
     return saved.get(trial.key, {})
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
+def _records(folder: Path, step: int) -> list[dict[str, Any]]:
+    """What was told of the steps after this one."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line for line in map(json.loads, lines) if "losses" in line]
+    return [line for line in map(json.loads, lines) if "losses" in line and line["step"] > step]
 
 
 def _sections(folder: Path) -> Any:
