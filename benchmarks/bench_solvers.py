@@ -35,7 +35,7 @@ def eye(G):
 OURS = {
     "simplex_minimum": lambda G: ops.simplex_minimum(G),
     "cone_minimum": lambda G: ops.cone_minimum(G, eye(G)).mean(0),
-    "cagrad_minimum": lambda G: ops.cagrad_minimum(G, 0.4),
+    "cagrad_minimum": lambda G: ops.cagrad_minimum(G, 0.4)[0],
     "balance": lambda G: ops.balance(G, 0.5),
     "pcgrad": lambda G: ops.pcgrad(G, order_of(len(G))),
     "gradvac": lambda G: ops.gradvac(G, 0 * G, order_of(len(G)), 0.5)[0],

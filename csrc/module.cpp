@@ -513,6 +513,17 @@ void cone_minimum(const TensorView& G, const TensorView& U, const TensorView& V,
                       V.ptr<double>(), gaps.ptr<double>(), std::max(threads, 1));
 }
 
+void cagrad_minimum(const TensorView& G, double c, const TensorView& lengths, const TensorView& w,
+                    const TensorView& gaps) {
+    check_square(G);
+    check_packed(lengths, "lengths", Dtype::kFloat64, {G.shape[0], 2}, G);
+    check_packed(w, "w", Dtype::kFloat64, {G.shape[0], G.shape[1]}, G);
+    check_packed(gaps, "gaps", Dtype::kFloat64, {G.shape[0]}, G);
+    const py::gil_scoped_release release;
+    cpu::cagrad_minimum(G.ptr<double>(), G.shape[0], G.shape[1], c, lengths.ptr<double>(),
+                        w.ptr<double>(), gaps.ptr<double>());
+}
+
 template <auto solver, class... Number>
 void solve(const TensorView& G, Number... number, const TensorView& out, const TensorView& gaps) {
     check_square(G);
@@ -594,8 +605,8 @@ PYBIND11_MODULE(_core, m) {
           py::arg("a"), py::arg("gaps"));
     m.def("cone_minimum", &mtlcore::cone_minimum, py::arg("G"), py::arg("U"), py::arg("V"),
           py::arg("gaps"), py::arg("threads"));
-    m.def("cagrad_minimum", &mtlcore::solve<mtlcore::cpu::cagrad_minimum, double>, py::arg("G"),
-          py::arg("c"), py::arg("w"), py::arg("gaps"));
+    m.def("cagrad_minimum", &mtlcore::cagrad_minimum, py::arg("G"), py::arg("c"),
+          py::arg("lengths"), py::arg("w"), py::arg("gaps"));
     m.def("balance", &mtlcore::solve<mtlcore::cpu::balance, double>, py::arg("G"),
           py::arg("exponent"), py::arg("a"), py::arg("gaps"));
     m.def("pcgrad", &mtlcore::pcgrad, py::arg("G"), py::arg("order"), py::arg("weights"));

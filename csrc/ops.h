@@ -31,7 +31,8 @@ void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
 void simplex_minimum(const double* G, int64_t count, int64_t T, double* w, double* gaps);
 void cone_minimum(const double* G, const double* U, int64_t count, int64_t T, int64_t rows,
                   double* V, double* gaps, int threads);
-void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double* w, double* gaps);
+void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double* lengths, double* w,
+                    double* gaps);  // lengths [count, 2]: |J'w|, 0 where it is rounding, and |g0|
 void balance(const double* G, int64_t count, int64_t T, double exponent, double* a, double* gaps);
 void equal_projections(const double* G, int64_t count, int64_t T, double* a, double* gaps);
 void pcgrad(const double* G, int64_t count, int64_t T, const int64_t* order, double* weights);

@@ -139,6 +139,17 @@ double cagrad_one(const Units& units, int64_t T, double c, double* w) {
     return worse(gap, set.gap());
 }
 
+// |J'w|^2, and the sum of the w_i |g_i| that it is made of.
+std::pair<double, double> combined(const double* G, int64_t T, const double* w) {
+    double squared = 0;
+    double total = 0;
+    for (int64_t i = 0; i < T; ++i) {
+        squared += w[i] * dot(G + i * T, w, T);
+        total += w[i] * std::sqrt(std::max(G[i * T + i], 0.0));
+    }
+    return {std::max(squared, 0.0), total};
+}
+
 // Newton's method on 1/2 y'Cy - sum_i m_i phi(y_i), phi'(y) = y^-e, strictly convex in y > 0; with
 // y_i = a_i |g_i| its minimum has (C y)_i = m_i y_i^-e, m_i = |g_i|^(e - 1).
 double balance_one(const Units& units, int64_t T, double e, double* out) {
@@ -278,9 +289,15 @@ void cone_minimum(const double* G, const double* U, int64_t count, int64_t T, in
     }
 }
 
-void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double* w, double* gaps) {
+void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double* lengths, double* w,
+                    double* gaps) {
+    const Vec mean(T, 1 / static_cast<double>(T));
     for (int64_t s = 0; s < count; ++s) {
-        gaps[s] = cagrad_one({G + s * T * T, T, kFloor, kLeast}, T, c, w + s * T);
+        const double* one = G + s * T * T;
+        gaps[s] = cagrad_one({one, T, kFloor, kLeast}, T, c, w + s * T);
+        const auto [squared, total] = combined(one, T, w + s * T);
+        lengths[2 * s] = squared > kVanished * total * total ? std::sqrt(squared) : 0;
+        lengths[2 * s + 1] = std::sqrt(combined(one, T, mean.data()).first);
     }
 }
 

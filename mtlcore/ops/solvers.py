@@ -8,6 +8,7 @@ numbers torch's calls cost more than the arithmetic.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ def cone_minimum(G: Tensor, U: Tensor) -> Tensor:
     return _solve("cone_minimum", G, bounds, shape=bounds.shape).view(U.shape)
 
 
-def cagrad_minimum(G: Tensor, c: float) -> Tensor:
+def cagrad_minimum(G: Tensor, c: float) -> tuple[Tensor, Tensor]:
     """The shares of the tasks that limit an update near the mean gradient most.
 
         w = argmin g0·J'w + c |g0| |J'w|    over the simplex,    g0 = J'1/T
@@ -100,9 +101,11 @@ def cagrad_minimum(G: Tensor, c: float) -> Tensor:
         c: > 0.
 
     Returns:
-        w [..., T]. A gradient of 0, or below 1e-10 of the largest, has the share 0 (the objective
-            is minimal to that precision). Where g0 vanishes (below 1e-7 of the mean norm), so that
-            the objective is 0 everywhere, all have 1/T. J'w may be 0.
+        w [..., T], and the lengths |J'w| and |g0| [..., 2], of which the update
+            g0 + c |g0| / |J'w| J'w is made. A gradient of 0, or below 1e-10 of the largest, has
+            the share 0 (the objective is minimal to that precision). Where g0 vanishes (below 1e-7
+            of the mean norm), so that the objective is 0 everywhere, all have 1/T. |J'w| is 0
+            where it is below 1e-7 of the norms that it is made of: the rounding of G.
 
     Raises:
         TypeError, ValueError: as in `simplex_minimum`; c is not finite and > 0.
@@ -110,7 +113,9 @@ def cagrad_minimum(G: Tensor, c: float) -> Tensor:
     """
     _check_positive("c", c)
     batch, G = _problems(G)
-    return _solve("cagrad_minimum", G, float(c)).view(batch)
+    lengths = torch.from_numpy(np.zeros((*batch[:-1], 2)))
+    w = _solve("cagrad_minimum", G, float(c), lengths.view(math.prod(batch[:-1]), 2))
+    return w.view(batch), lengths
 
 
 def balance(G: Tensor, exponent: float) -> Tensor:
@@ -310,7 +315,8 @@ def _declare(op: str, outputs: int, *, threaded: bool = False) -> None:
     backend.declare(op, cpp=compiled, reference=reference)
 
 
-for _op in ("simplex_minimum", "cagrad_minimum", "balance", "equal_projections", "gradvac"):
+for _op in ("simplex_minimum", "balance", "equal_projections", "gradvac"):
     _declare(_op, outputs=2)
+_declare("cagrad_minimum", outputs=3)
 _declare("cone_minimum", outputs=2, threaded=True)
 _declare("pcgrad", outputs=1)

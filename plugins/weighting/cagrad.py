@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from mtlcore.gradients import Gradients
     from mtlcore.run import Run
 
-# |Jᵀ v| by the sum of the norms that it is made of: less is rounding of G.
-VANISHED = 1e-7
-
 
 class CAGrad(Weighting):
     """Move from the mean gradient towards the task that it helps least (conflict-averse gradient).
@@ -64,18 +61,14 @@ class CAGrad(Weighting):
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: 1/T + c |g0| / |Jᵀ v| v."""
         gramian = gradients.gramian(self.scope)
-        shares = cagrad_minimum(gramian, self.c).numpy()  # v
+        shares, lengths = cagrad_minimum(gramian, self.c)  # v; |Jᵀ v| and |g0|
+        mean, present = 1 / len(self.weighed(run)), gramian.shape[-1]
         # In numpy: on so few numbers torch's calls cost more than the arithmetic.
-        G, mean = gramian.numpy(), 1 / len(self.weighed(run))
-        pair = np.full((*shares.shape[:-1], 2, shares.shape[-1]), mean)
-        pair[..., 0, :] = shares
-        squares = (pair * (pair @ G)).sum(axis=-1, keepdims=True)
-        lengths = np.sqrt(np.maximum(squares, 0))  # |Jᵀ v| and |g0|
-        norms = np.sqrt(np.maximum(np.diagonal(G, axis1=-2, axis2=-1), 0))
-        moves = lengths[..., 0, :] > VANISHED * (shares * norms).sum(axis=-1, keepdims=True)
-        factors = self.c * lengths[..., 1, :] / np.where(moves, lengths[..., 0, :], 1)
-        weights = torch.from_numpy(mean + factors * shares)
+        v, mixed, g0 = shares.numpy(), lengths.numpy()[..., :1], lengths.numpy()[..., 1:]
+        moves = mixed > 0
+        radius = self.c * mean * present * g0
+        weights = torch.from_numpy(mean + radius / np.where(moves, mixed, 1) * v)
         if moves.all():
             return weights
-        standing = cone_minimum(gramian, torch.from_numpy(pair[..., 1:, :]))[..., 0, :]
+        standing = cone_minimum(gramian, torch.full_like(weights, mean)[..., None, :])[..., 0, :]
         return torch.where(torch.from_numpy(moves), weights, standing)

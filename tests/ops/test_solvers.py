@@ -85,7 +85,7 @@ def call(op, G, seed=0):
         eye = torch.eye(tasks, dtype=torch.float64)
         return cone_minimum(G, eye.expand(*G.shape[:-2], tasks, tasks))
     if op == "cagrad_minimum":
-        return cagrad_minimum(G, 0.4)
+        return cagrad_minimum(G, 0.4)[0]
     if op == "balance":
         return balance(G, 0.5)
     if op == "equal_projections":
@@ -214,7 +214,7 @@ def test_the_objective_of_cagrad_is_below_that_of_scipy(name, c):
             return cagrad_objective(G, c, torch.from_numpy(w)).item()
 
         with use_backend(name):
-            found = value(cagrad_minimum(G, c).numpy())
+            found = value(cagrad_minimum(G, c)[0].numpy())
         if not there.any():
             continue
         start = (there / there.sum()).numpy()
@@ -238,7 +238,7 @@ def test_shares_of_cagrad_meet_the_conditions_of_its_minimum(c):
     for seed in range(300):
         rows = families(seed)
         G = gramian_of(rows)
-        w = cagrad_minimum(G, c)
+        w, _ = cagrad_minimum(G, c)
         cosines, y, norms = in_units(G, w)
         if not len(norms) or (length := (y @ cosines @ y).sqrt()) < 1e-4 * y.max():
             continue  # J'w cancels: what is left changes with the floor of the eigenvalues
@@ -255,6 +255,33 @@ def test_shares_of_cagrad_meet_the_conditions_of_its_minimum(c):
         assert ((w[G.diagonal() > 0] * inside).abs() <= allowed).all(), seed
         met += 1
     assert met > 150
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_lengths_of_cagrad_are_those_of_the_gradients_themselves(name):
+    counts = {True: 0, False: 0}  # by whether J'w is told to be 0
+    for seed in range(300):
+        rows = families(seed)
+        with use_backend(name):
+            w, (mixed, mean) = cagrad_minimum(gramian_of(rows), 0.4)
+        norms = rows.norm(dim=1)
+        # G gives a length to 1e-8 of the norms that it is made of.
+        assert abs(mean - rows.mean(0).norm()) <= 1e-7 * norms.mean(), seed
+        assert abs(mixed - (rows.T @ w).norm()) <= 1e-7 * (w @ norms), seed
+        counts[mixed.item() == 0] += 1
+    assert min(counts.values()) > 5, counts
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_lengths_of_cagrad_come_by_problem(name):
+    rows = torch.stack([families(seed, (5,))[:, :2] for seed in range(6)]).view(2, 3, 5, 2)
+    with use_backend(name):
+        w, lengths = cagrad_minimum(gramian_of(rows), 0.4)
+        single = cagrad_minimum(gramian_of(rows[1, 2]), 0.4)
+    assert w.shape == (2, 3, 5)
+    assert lengths.shape == (2, 3, 2)
+    torch.testing.assert_close(w[1, 2], single[0])
+    torch.testing.assert_close(lengths[1, 2], single[1])
 
 
 @pytest.mark.parametrize("name", BACKENDS)

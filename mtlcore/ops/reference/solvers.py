@@ -181,7 +181,17 @@ def cone_minimum(G: Array, U: Array) -> tuple[Array, Array]:
     return U + found.x.reshape(U.shape) * top / norms, gaps
 
 
-def cagrad_minimum(G: Array, c: float) -> tuple[Array, Array]:
+def cagrad_minimum(G: Array, c: float) -> tuple[Array, Array, Array]:
+    """The lengths of `cagrad_shares` [S, 2], |J'w| (0 where it is rounding) and |g0|; w; gaps."""
+    w, gaps = cagrad_shares(G, c)
+    both = np.stack([w, np.full(w.shape, 1 / max(G.shape[1], 1))], axis=1)
+    squared = np.maximum(np.einsum("ski,sij,skj->sk", both, G, both), 0)
+    norms = np.sqrt(np.maximum(np.diagonal(G, axis1=1, axis2=2), 0))
+    squared[:, 0] *= squared[:, 0] > VANISHED * (w * norms).sum(axis=1) ** 2
+    return np.sqrt(squared), w, gaps
+
+
+def cagrad_shares(G: Array, c: float) -> tuple[Array, Array]:
     """w [S, T] = argmin w'G1/T + c |g0| sqrt(w'Gw) over the simplex.
 
     With sqrt(s) = min over t > 0 of (s/t + t)/2 this is a quadratic program for each tau = t/k,
