@@ -133,8 +133,10 @@ def _problem(
             fix = did_you_mean(option, known)
         else:
             message, fix = f"{cls.name!r} has no options", f"remove {option}"
-        if having := sorted(other.name for other in others if option in _names(other)):
-            fix += f" ({option} is an option of {', '.join(having)})"
+        # Not by their models: a faulty component is told of when it is used.
+        having = [o.name for o in others if option in inspect.signature(o).parameters]
+        if having:
+            fix += f" ({option} is an option of {', '.join(sorted(having))})"
         return Problem(f"{where}.{option}", message, fix)
     if error["type"] == "missing":
         message = f"{cls.kind}.{option} is required by {cls.name!r}"
@@ -149,14 +151,15 @@ def _names(cls: type[Component]) -> list[str]:
 
 
 def _example(cls: type[Component], option: str) -> str:
-    """How a value of the option is written."""
-    kind = describe_options(cls)["properties"][option].get("type")
+    """How a value of the option, or of a part of it, is written."""
+    kind = describe_options(cls)["properties"].get(option, {}).get("type")
     return {"object": "{NAME: VALUE, ...}", "array": "[VALUE, ...]"}.get(kind, "VALUE")
 
 
 def _no_type_fits(
     cls: type[Component], option: str, errors: Sequence[Any], value: Any, where: str
 ) -> Problem:
-    rule = " or ".join(dict.fromkeys(rule_of(error, "must") for error in errors))
+    first, *others = dict.fromkeys(rule_of(error, "must") for error in errors)
+    rule = " or ".join([first, *(other.removeprefix("must be ") for other in others)])
     message = f"{cls.kind}.{option} {rule}, found {value!r}"
     return Problem(f"{where}.{option}", message, fix_of_rule(rule))

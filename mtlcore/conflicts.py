@@ -130,9 +130,9 @@ class Effect:
 
     def see(self, gradients: Gradients, weights: Tensor | Direction | None) -> dict[str, Any]:
         """Take in a step with its weights; what a `StepRecord` tells of its conflicts."""
-        self.saw_several_tasks |= len(gradients.present) > 1
         if weights is None:  # no update, or nothing to weigh
             return {}
+        self.saw_several_tasks |= len(gradients.present) > 1
         gramian = gradients.known_gramian()
         told: dict[str, Any] = {}
         if gramian is not None and bool(torch.isfinite(gramian).all()):

@@ -107,6 +107,7 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
 PLAIN_RULES = {
     "string_type": "be text",
     "list_type": "be a list",
+    "tuple_type": "be a list",
     "dict_type": "be a mapping of keys to values",
     "int_type": "be a whole number",
     "int_parsing": "be a whole number",
@@ -131,7 +132,7 @@ def rule_of(error: Mapping[str, Any], modal: str) -> str:
         return f"{modal} have at least {counted(ctx['min_length'], 'item')}"
     message: str = error["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", f"{modal} be")
-    return message[0].lower() + message[1:]
+    return message[:1].lower() + message[1:]
 
 
 def fix_of_rule(rule: str) -> str:

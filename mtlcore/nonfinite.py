@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from mtlcore.distributed import any_process, gather
 from mtlcore.errors import UserError, counted
@@ -17,11 +18,15 @@ from mtlcore.run_folder import start_anew
 if TYPE_CHECKING:
     from mtlcore.data.batches import Batch
     from mtlcore.data.example import Example
+    from mtlcore.gradients import Direction
     from mtlcore.losses import Outputs
     from mtlcore.run import Run
 
 RowId = tuple[str, int]
 """A task's name and the number of a row in its file."""
+
+LARGE = 1e6
+"""A task weight that may be what makes a gradient infinite."""
 
 LONGEST = 10
 """Steps in a row that may make no update; one more stops the run."""
@@ -123,21 +128,28 @@ class Guard:
         self._give_up(found)
         return []
 
-    def gradients_are_finite(self, norms: Mapping[str, float], made_of: str = "") -> bool:
+    def gradients_are_finite(
+        self, norms: Mapping[str, float], weights: Tensor | Direction | None
+    ) -> bool:
         """Whether these norms by adapter are, and the penalties on the weights; else no update.
 
-        made_of: what has changed gradients that were finite, for the message.
+        weights: those that are in the gradients, if any; large ones are named.
         """
         bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
         found, self.found = self.found, NonFinite()  # the same in all processes
         if bad:
-            found.others.append(f"the gradient of {', '.join(bad)}{made_of}")
+            found.others.append(f"the gradient of {', '.join(bad)}{self._large(weights)}")
         if not found:
             return True
         if self.policy == "stop":
             self._stop(found)
         self._give_up(found)
         return False
+
+    def _large(self, weights: Tensor | Direction | None) -> str:
+        top = float(weights.abs().max()) if isinstance(weights, Tensor) else 0.0
+        name = self.run.weighting.name
+        return f" (the weights of {name!r} go up to {top:.3g})" if top > LARGE else ""
 
     def end(self) -> None:
         """The step is over."""
@@ -156,7 +168,7 @@ class Guard:
             fix=("look at these rows; " if rows else "")
             + "go on with --resume and training.on_nonfinite_loss=skip_rows (or "
             "lower_learning_rate); or begin anew with a lower training.learning_rate, a "
-            "training.max_grad_norm or dtype float32",
+            "training.max_grad_norm, dtype float32 or smaller task weights",
         )
 
     def _give_up(self, found: NonFinite) -> None:

@@ -182,7 +182,7 @@ class Trainer:
         """
         run, gradients = self.run, self.gradients
         gradients.finish(weights)
-        if not self.guard.gradients_are_finite(gradients.norms()):
+        if not self.guard.gradients_are_finite(gradients.norms(), weights):
             return None, {}
         if weights is None and gradients.has_shared:
             weights = self.weigh(gradients.mean_losses())  # reads G [T', T'] as it needs
@@ -190,8 +190,7 @@ class Trainer:
         self.add_weight_penalties()
         run.plugins.hook.mtlcore_before_update(run=run, gradients=gradients)
         norms = gradients.clip(self.recipe.max_grad_norm)
-        weighed = "" if weights is None else f", with the weights of {run.weighting.name!r},"
-        return (weights, norms) if self.guard.gradients_are_finite(norms, weighed) else (None, {})
+        return (weights, norms) if self.guard.gradients_are_finite(norms, weights) else (None, {})
 
     def set_learning_rate(self) -> float:
         """That of the schedule, lowered where losses or gradients were not finite."""
@@ -279,6 +278,15 @@ class Trainer:
             raise MtlcoreError(
                 f"step {run.step + 1}: the weighting {run.weighting.name!r} gave weights that "
                 f"are not finite: {values.tolist() if values.numel() < 100 else '...'}"
+            )
+        dtype = self.gradients.arena.dtype
+        if not torch.isfinite(values.to(dtype)).all():
+            raise UserError(
+                f"step {run.step + 1}: the weighting {run.weighting.name!r} gave weights up to "
+                f"{float(values.abs().max()):.3g}, too large for gradients in "
+                f"{str(dtype).removeprefix('torch.')}",
+                where="weighting",
+                fix="give it options that make smaller weights",
             )
         return weights
 

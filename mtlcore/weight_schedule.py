@@ -115,7 +115,8 @@ class ScheduledWeighting(Weighting):
             if not (sums > 0).all():
                 run.note(
                     f"warning: weights of {self.name!r} that do not sum to more than 0 cannot be "
-                    "brought to the sum 1, and are used as they are (weighting.normalize)"
+                    "brought to the sum 1, and are used as they are; without weighting.normalize "
+                    "it is the learning rate that sets the length of the step"
                 )
             share = len(present) / len(self.weighed(run))
             weights = torch.where(sums > 0, weights / sums.where(sums > 0, 1) * share, weights)

@@ -213,6 +213,13 @@ def test_a_method_that_changed_nothing_warns(steps: list[Any], words: str | None
     assert words is None or words in str(warning)
 
 
+def test_a_run_without_an_update_says_nothing_of_its_weighting() -> None:
+    effect = Effect("ab")
+    none: Any = None
+    effect.see(Step(EXAMPLE), none)
+    assert effect.warning("mine") is None
+
+
 def test_the_line_of_a_run_tells_the_smoothed_share_of_conflicts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

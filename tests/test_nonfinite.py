@@ -314,10 +314,26 @@ def test_gradients_and_penalties_that_are_not_finite(
         assert any("step 2; the step made no update" in note for note in run.notes)
 
 
-def test_weights_that_are_too_large_are_named(tiny_model: Path, tmp_path: Path) -> None:
-    parts = {"weighting": "{name: cagrad, c: 1.0e+300}"}
-    named = "the gradient of shared, with the weights of 'cagrad', is not finite at step 1"
-    with pytest.raises(UserError, match=named):
+@pytest.mark.parametrize(
+    ("weighting", "told"),
+    [
+        ("{name: cagrad, c: 1.0e+300}", r"'cagrad' gave weights up to .*e\+\d+, too large for"),
+        (
+            "{name: cagrad, c: 1.0e+38}",
+            r"\(the weights of 'cagrad' go up to .*e\+37\) is not finite",
+        ),
+        (
+            "{name: fixed, weights: ALL}",
+            r"\(the weights of 'fixed' go up to 3e\+38\) is not finite",
+        ),
+    ],
+)
+def test_weights_that_are_too_large_are_named(
+    weighting: str, told: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    every = "{sentiment: 3.0e+38, spelling: 3.0e+38, definitions: 3.0e+38}"
+    parts = {"weighting": weighting.replace("ALL", every)}
+    with pytest.raises(UserError, match=told):
         mtlcore.train(recipe_in(tmp_path / "run", tiny_model, parts))
 
 

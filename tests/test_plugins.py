@@ -16,6 +16,7 @@ from mtlcore.components import Component, Count, Scope, Share, Weighting
 from mtlcore.errors import UserError
 from mtlcore.plugin_sources import Plugin
 from mtlcore.plugins import PluginManager
+from mtlcore.recipe import ComponentSpec
 from mtlcore.testing import plugin_manager
 
 
@@ -90,6 +91,34 @@ def test_missing_and_nested_options_are_named():
         manager.create("weighting", spec("required", weights={"a": "x"}), "w")
     with pytest.raises(UserError, match=r"weighting\.weights\.a must be a number, found '1'"):
         manager.create("weighting", spec("required", weights={"a": "1"}), "w")
+
+
+def test_a_missing_part_of_an_option_is_named():
+    class Nested(Weighting):
+        name = "nested"
+
+        def __init__(self, *, main: ComponentSpec | None = None, size: tuple[int, int] = (1, 1)):
+            self.main, self.size = main, size
+
+    manager = plugin_manager(Nested)
+    with pytest.raises(UserError, match=r"weighting\.main\.name is required(.|\n)*name: VALUE"):
+        manager.create("weighting", spec("nested", main={"options": {}}), "weighting")
+    with pytest.raises(UserError, match=r"weighting\.size\.1 is required"):
+        manager.create("weighting", spec("nested", size=[1]), "weighting")
+    with pytest.raises(UserError, match=r"weighting\.size must be a list, found 3"):
+        manager.create("weighting", spec("nested", size=3), "weighting")
+
+
+def test_a_faulty_component_does_not_hide_what_is_wrong_with_another():
+    class Faulty(Weighting):
+        name = "faulty"
+
+        def __init__(self, c=1):
+            pass
+
+    told = r"weighting\.scop is not an option of 'damped'\n.*mean 'scope'\?$"
+    with pytest.raises(UserError, match=told):
+        plugin_manager(Damped, Faulty).create("weighting", spec("damped", scop=1), "weighting")
 
 
 def test_options_called_like_members_of_pydantic_models_work():

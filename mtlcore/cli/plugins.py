@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +47,7 @@ def list_plugins(
             summary.append(f"\n{row['paper']}", style="dim")
         table.add_row(row["kind"], row["name"], summary, origin)
     console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     console.print(table)
     for problem in _problems(found):

@@ -46,14 +46,15 @@ def run_demo(tiny: bool = False, overrides: Sequence[str] = (), out: Path | None
     console = Console()
     started = time.perf_counter()
     folder = out or Path("runs") / ("demo-tiny" if tiny else "demo")
-    if folder.is_file():
-        raise UserError(f"{folder} is a file", where="--out", fix="give a folder")
     if tiny:
         model = make_tiny_model(cache_folder() / "models" / "tiny")
     else:
         model = fetch_model(lambda line: console.print(line, highlight=False))
     given = [f"model.name_or_path={model}", f"training.output_dir={folder}"]
     loaded = read_recipe(RECIPE, [*given, *(TINY if tiny else ()), *overrides])
+    folder = loaded.output_dir
+    if folder.is_file():
+        raise UserError(f"{folder} is a file", where="--out", fix="give a folder")
 
     from mtlcore.progress import scoring
     from mtlcore.run import Run, write_json
@@ -62,6 +63,13 @@ def run_demo(tiny: bool = False, overrides: Sequence[str] = (), out: Path | None
     with loaded.locating_errors():
         run = Run(loaded.recipe, folder)
         run.check()
+        for task in run.tasks:
+            if not run.evaluators[task.name]:
+                raise UserError(
+                    "the demo shows a metric of every task",
+                    where=f"tasks.{task.name}.metrics",
+                    fix="name one, or train with `mtlcore train`",
+                )
     _move_aside(folder, console)
     console.print("scoring the untuned model on the test rows")
     rows = sum(len(task.test or ()) for task in run.tasks)
@@ -117,7 +125,7 @@ def trivial_score(run: Run, task: Task) -> float:
         return evaluator.score([_answer(e, e.options[label], label) for e in task.test])
     target = Counter(example.target for example in task.train).most_common(1)[0][0]
     candidates = [[target] * len(task.test)]
-    for column in INPUT_COLUMNS[task.name]:
+    for column in INPUT_COLUMNS.get(task.name, ()):
         candidates.append([str(example.fields[column]) for example in task.test])
     return max(
         evaluator.score([_answer(e, output) for e, output in zip(task.test, outputs, strict=True)])

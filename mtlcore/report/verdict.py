@@ -91,6 +91,8 @@ def sentences(files: RunFiles) -> list[str]:
 
 def _score_words(files: RunFiles) -> str:
     value, split, interval = _overall(files)
+    if value is None and files.split is not None:
+        return f"No task has a metric, so that there is no overall score on {files.split}."
     if value is None:
         return "The run was not scored yet."
     scored = mapping(files.scores[split].get("tasks")) if split in files.scores else {}

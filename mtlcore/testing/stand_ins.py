@@ -52,8 +52,8 @@ def stand_in_run(
     training = SimpleNamespace(
         per_device_train_batch_size=rows_per_step, gradient_accumulation_steps=1
     )
-    notes: list[str] = []
-    attributes = {"notes": notes, "note": notes.append, **attributes}
+    notes: list[str] = attributes.setdefault("notes", [])
+    attributes.setdefault("note", notes.append)
     return SimpleNamespace(
         tasks=tasks,
         step=0,

@@ -44,9 +44,12 @@ class LearnedShares(Weighting):
 
     def multiply(self, tasks: Indices, log_factors: Array) -> None:
         """Change the shares of these tasks [T']; their sum, and all other shares, stay."""
+        if not len(tasks):
+            return
         logs = self.state["log_shares"].numpy()
         old = logs[tasks]
         new = old + log_factors
+        new -= new.max()  # the logarithm of the sum is small beside large factors
         logs[tasks] = new - np.logaddexp.reduce(new) + np.logaddexp.reduce(old)
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mtlcore.run import Run
 
 
-_GENERATOR = torch.Generator()  # seeded for each draw: making one takes longer than the draw
+# Seeded for each draw: making one takes longer than the draw. The trainer asks from one thread.
+_GENERATOR = torch.Generator()
 
 
 @functools.cache
@@ -28,7 +29,7 @@ def _others(tasks: int) -> Tensor:
 def random_order(run: Run, key: str, tasks: int) -> Tensor:
     """The others of each task [T', T'-1] in an order drawn anew each step from the run's seed."""
     if tasks <= 2:  # there is one order
-        return _others(tasks)
+        return _others(tasks).clone()
     _GENERATOR.manual_seed(seed_of(run.seed, run.step, key))
     keys = torch.rand((tasks, tasks - 1), generator=_GENERATOR, dtype=torch.float64)
     return _others(tasks).gather(1, keys.argsort(dim=1))

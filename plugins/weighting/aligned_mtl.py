@@ -73,7 +73,7 @@ class AlignedMTL(Weighting):
             scale = np.take_along_axis(values, middle, axis=-1)
         else:
             scale = values.sum(axis=-1, keepdims=True, where=kept) / np.maximum(rank, 1)
-        factors = np.where(kept, np.sqrt(scale / np.where(kept, values, 1)), 0)
+        factors = np.where(kept, np.sqrt(np.maximum(scale, 0) / np.where(kept, values, 1)), 0)
         sums = vectors.sum(axis=-2)  # V' 1
         aligned = (vectors @ (factors * sums)[..., None])[..., 0]  # B 1
         there = np.diagonal(gramian.numpy(), axis1=-2, axis2=-1) > 0

@@ -54,7 +54,8 @@ class Fixed(Weighting):
             raise UserError(
                 f"weighting.weights must name every task, and misses {', '.join(missing)}",
                 where="weighting",
-                fix=f"add {missing[0]}: 1.0 (or 0 to leave the task out of the shared weights)",
+                fix=f"add {', '.join(f'{name}: 1.0' for name in missing)} (or 0 to leave a task "
+                "out of the shared weights)",
             )
         if unused:
             raise UserError(

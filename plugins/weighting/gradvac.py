@@ -66,7 +66,7 @@ class GradVac(Weighting):
             shape = (*gramian.shape[:-2], len(run.tasks), len(run.tasks))
             self.targets = torch.zeros(shape, dtype=torch.float64)
         order = random_order(run, self.name, len(gradients.present))
-        if len(gradients.present) == len(run.tasks):
+        if [*gradients.present] == [*range(len(run.tasks))]:
             weights, self.targets = gradvac(gramian, self.targets, order, self.beta)
             return weights
         present = torch.tensor(gradients.present, dtype=torch.long)

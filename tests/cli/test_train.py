@@ -116,6 +116,17 @@ def test_the_tiny_demo_trains_scores_and_exports(
     }
 
 
+def test_a_demo_needs_a_metric_of_each_task(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTLCORE_CACHE", str(tmp_path / "cache"))
+    elsewhere = f"training.output_dir={tmp_path / 'elsewhere'}"
+    code, out, error = cli("demo", "--tiny", elsewhere, "tasks.spelling.metrics=[]")
+    assert code == 2
+    assert "tasks.spelling.metrics: the demo shows a metric of every task" in error
+    assert "scoring" not in out
+
+
 def test_a_demo_that_cannot_start_leaves_the_earlier_one_where_it_is(
     cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

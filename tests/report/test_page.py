@@ -165,18 +165,28 @@ def test_the_page_has_a_part_for_every_file(whole: Path) -> None:
     assert "not measured" not in page.text
 
 
-def test_the_verdict_counts_the_tasks_that_have_a_metric(whole: Path) -> None:
-    at = whole / "predictions" / "test" / "scores.json"
+def test_the_verdict_counts_the_tasks_that_have_a_metric(run: Path) -> None:
+    at = run / "predictions" / "test" / "scores.json"
     scores = json.loads(at.read_text())
-    assert "mean of 3 main tasks." in Page(render(whole)).text
+    assert "mean of 3 main tasks." in Page(render(run)).text
     scores["tasks"]["spelling"] = {"loss": 1.5, "rows": 60}
     write(at, scores)
-    text = Page(render(whole)).text
+    text = Page(render(run)).text
     assert "mean of 2 main tasks. Without a metric: spelling." in text
     scores["tasks"]["definitions"] = {"loss": 1.5, "rows": 60}
     write(at, scores)
-    text = Page(render(whole)).text
+    text = Page(render(run)).text
     assert "for one task, sentiment. Without a metric: spelling, definitions." in text
+
+
+def test_a_run_without_metrics_is_told_to_be_scored(run: Path) -> None:
+    at = run / "predictions" / "test" / "scores.json"
+    scores = json.loads(at.read_text())
+    tasks = {name: {"loss": 1.5, "rows": 60} for name in scores["tasks"]}
+    write(at, {"split": "test", "tasks": tasks, "loss": 1.5, "overall": None})
+    (run / "metrics.jsonl").unlink()
+    text = Page(render(run)).text
+    assert "No task has a metric, so that there is no overall score on test." in text
 
 
 def test_the_verdict_tells_scores_gains_and_failed_audits(whole: Path) -> None:

@@ -78,6 +78,14 @@ def test_gradients_of_any_scale_give_weights_that_sum_to_one(scale, rule):
         assert weights.max() == 1
 
 
+@pytest.mark.parametrize("length", [1.0, 1e3, 1e7, 1e10, 1e30])
+def test_equal_gradients_keep_equal_weights_for_many_steps(length):
+    weighting, run = DoGEWeights(), tasks(3)
+    rows = torch.full((3, 1), length, dtype=torch.float64)
+    for _ in range(20):
+        assert weigh(weighting, rows, run=run).tolist() == pytest.approx([1 / 3] * 3, rel=1e-12)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_zero_gradients_change_no_weight(rule):
     rows = torch.zeros(4, 3, dtype=torch.float64)
