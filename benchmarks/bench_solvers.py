@@ -24,8 +24,9 @@ def gramian(tasks):
     return J @ J.T
 
 
-def order_of(tasks):
-    return torch.tensor([[j for j in range(tasks) if j != i] for i in range(tasks)])
+def keys(tasks):
+    """The others of a task in their own order."""
+    return torch.zeros(tasks, tasks - 1, dtype=torch.float64)
 
 
 def eye(G):
@@ -37,8 +38,8 @@ OURS = {
     "cone_minimum": lambda G: ops.cone_minimum(G, eye(G)).mean(0),
     "cagrad_minimum": lambda G: ops.cagrad_minimum(G, 0.4)[0],
     "balance": lambda G: ops.balance(G, 0.5),
-    "pcgrad": lambda G: ops.pcgrad(G, order_of(len(G))),
-    "gradvac": lambda G: ops.gradvac(G, 0 * G, order_of(len(G)), 0.5)[0],
+    "pcgrad": lambda G: ops.pcgrad(G, keys(len(G))),
+    "gradvac": lambda G: ops.gradvac(G, 0 * G, keys(len(G)), 0.5)[0],
 }
 
 

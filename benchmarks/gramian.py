@@ -46,8 +46,8 @@ class Case:
         self.copy = torch.empty_like(self.J)
         self.w = torch.rand(tasks, generator=draw).to(device)
         self.out = torch.empty(columns, device=device)
-        others = [[j for j in range(tasks) if j != i] for i in range(tasks)]
-        self.order = torch.tensor(others)  # in which PCGrad meets them
+        # In their own order PCGrad meets the others.
+        self.keys = torch.zeros(tasks, tasks - 1, dtype=torch.float64)
         self.v = torch.randn(columns, generator=draw).to(device)
         self.starts = [columns * slice_ // SLICES for slice_ in range(SLICES + 1)]
         self.variants: dict[str, Callable[[], object]] = {
@@ -65,7 +65,7 @@ class Case:
         }
 
     def solve(self, gramian: Tensor) -> Tensor:
-        return ops.pcgrad(gramian, self.order)
+        return ops.pcgrad(gramian, self.keys)
 
     def torch_project(self) -> Tensor:
         weights = self.solve((self.J @ self.J.T).double().cpu())

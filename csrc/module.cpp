@@ -488,16 +488,10 @@ void check_square(const TensorView& G) {
     check_finite(G, "G");
 }
 
-void check_order(const TensorView& order, const TensorView& G) {
-    const int64_t T = G.shape[1];
-    check_packed(order, "order", Dtype::kInt64, {T, std::max<int64_t>(T - 1, 0)}, G);
-    for (int64_t k = 0; k < T * (T - 1); ++k) {
-        const int64_t task = order.ptr<int64_t>()[k];
-        if (task < 0 || task >= T) {
-            throw std::invalid_argument("order must hold tasks 0 to " + std::to_string(T - 1) +
-                                        ", found " + std::to_string(task));
-        }
-    }
+void check_keys(const TensorView& keys, const TensorView& G) {
+    check_packed(keys, "keys", Dtype::kFloat64, {G.shape[1], std::max<int64_t>(G.shape[1] - 1, 0)},
+                 G);
+    check_finite(keys, "keys");
 }
 
 void cone_minimum(const TensorView& G, const TensorView& U, const TensorView& V,
@@ -534,19 +528,18 @@ void solve(const TensorView& G, Number... number, const TensorView& out, const T
            gaps.ptr<double>());
 }
 
-void pcgrad(const TensorView& G, const TensorView& order, const TensorView& weights) {
+void pcgrad(const TensorView& G, const TensorView& keys, const TensorView& weights) {
     check_square(G);
-    check_order(order, G);
+    check_keys(keys, G);
     check_packed(weights, "weights", Dtype::kFloat64, {G.shape[0], G.shape[1]}, G);
     const py::gil_scoped_release release;
-    cpu::pcgrad(G.ptr<double>(), G.shape[0], G.shape[1], order.ptr<int64_t>(),
-                weights.ptr<double>());
+    cpu::pcgrad(G.ptr<double>(), G.shape[0], G.shape[1], keys.ptr<double>(), weights.ptr<double>());
 }
 
-void gradvac(const TensorView& G, const TensorView& targets, const TensorView& order, double beta,
+void gradvac(const TensorView& G, const TensorView& targets, const TensorView& keys, double beta,
              const TensorView& weights, const TensorView& new_targets) {
     check_square(G);
-    check_order(order, G);
+    check_keys(keys, G);
     const int64_t count = G.shape[0];
     const int64_t T = G.shape[1];
     check_packed(targets, "targets", Dtype::kFloat64, {count, T, T}, G);
@@ -556,7 +549,7 @@ void gradvac(const TensorView& G, const TensorView& targets, const TensorView& o
     check_packed(weights, "weights", Dtype::kFloat64, {count, T}, G);
     check_packed(new_targets, "new_targets", Dtype::kFloat64, {count, T, T}, G);
     const py::gil_scoped_release release;
-    cpu::gradvac(G.ptr<double>(), targets.ptr<double>(), count, T, order.ptr<int64_t>(), beta,
+    cpu::gradvac(G.ptr<double>(), targets.ptr<double>(), count, T, keys.ptr<double>(), beta,
                  weights.ptr<double>(), new_targets.ptr<double>());
 }
 
@@ -609,7 +602,7 @@ PYBIND11_MODULE(_core, m) {
           py::arg("lengths"), py::arg("w"), py::arg("gaps"));
     m.def("balance", &mtlcore::solve<mtlcore::cpu::balance, double>, py::arg("G"),
           py::arg("exponent"), py::arg("a"), py::arg("gaps"));
-    m.def("pcgrad", &mtlcore::pcgrad, py::arg("G"), py::arg("order"), py::arg("weights"));
-    m.def("gradvac", &mtlcore::gradvac, py::arg("G"), py::arg("targets"), py::arg("order"),
+    m.def("pcgrad", &mtlcore::pcgrad, py::arg("G"), py::arg("keys"), py::arg("weights"));
+    m.def("gradvac", &mtlcore::gradvac, py::arg("G"), py::arg("targets"), py::arg("keys"),
           py::arg("beta"), py::arg("weights"), py::arg("new_targets"));
 }

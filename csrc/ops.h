@@ -27,7 +27,7 @@ void run_lora(const Lora<Scalar>& lora, const TokenPass<X, Scalar>* pass,
               const std::vector<LoraGrads<X, Scalar>>& grads, int threads);
 
 // Problems on `count` Gramians G [count, T, T]; `gaps` [count] tells how far each is from solved.
-// `order` [T, T - 1] is that of all problems.
+// `keys` [T, T - 1], those of all problems, order the others of each task.
 void simplex_minimum(const double* G, int64_t count, int64_t T, double* w, double* gaps);
 void cone_minimum(const double* G, const double* U, int64_t count, int64_t T, int64_t rows,
                   double* V, double* gaps, int threads);
@@ -35,8 +35,8 @@ void cagrad_minimum(const double* G, int64_t count, int64_t T, double c, double*
                     double* gaps);  // lengths [count, 2]: |J'w|, 0 where it is rounding, and |g0|
 void balance(const double* G, int64_t count, int64_t T, double exponent, double* a, double* gaps);
 void equal_projections(const double* G, int64_t count, int64_t T, double* a, double* gaps);
-void pcgrad(const double* G, int64_t count, int64_t T, const int64_t* order, double* weights);
-void gradvac(const double* G, const double* targets, int64_t count, int64_t T, const int64_t* order,
+void pcgrad(const double* G, int64_t count, int64_t T, const double* keys, double* weights);
+void gradvac(const double* G, const double* targets, int64_t count, int64_t T, const double* keys,
              double beta, double* weights, double* new_targets);
 
 }  // namespace mtlcore::cpu

@@ -173,10 +173,10 @@ def equal_projections(G: Tensor) -> Tensor:
     return _solve("equal_projections", G).view(batch)
 
 
-def pcgrad(G: Tensor, order: Tensor) -> Tensor:
+def pcgrad(G: Tensor, keys: Tensor) -> Tensor:
     """The sum of the gradients, each projected away from those that it conflicts with in turn.
 
-        C = I;  for each i, for j in order[i]:  if p = (C G)_ij < 0:  C_ij -= p / G_jj
+        C = I;  for each i, for j != i by rising key:  if p = (C G)_ij < 0:  C_ij -= p / G_jj
         w_j = sum_i C_ij
 
     Gradient Surgery for Multi-Task Learning (NeurIPS 2020), https://arxiv.org/abs/2001.06782. A
@@ -184,25 +184,25 @@ def pcgrad(G: Tensor, order: Tensor) -> Tensor:
 
     Args:
         G: Gramian [..., T, T] as in `simplex_minimum`, used as it is.
-        order: [T, T-1] int64 on the CPU: the others that each task meets, for all problems.
+        keys: [T, T-1] float64 on the CPU: a key for each of the others of a task, in their own
+            order, for all problems. A task meets the lowest first; of equal ones, the first.
 
     Returns:
         w [..., T].
 
     Raises:
-        TypeError, ValueError: as in `simplex_minimum`; order has another dtype or shape, or holds
-            no task.
+        TypeError, ValueError: as in `simplex_minimum`, for G and keys.
     """
     batch, G = _problems(G)
     weights = _empty(G.shape[:-1])
-    _run("pcgrad", G, _checked_order(order, G), weights)
+    _run("pcgrad", G, _checked_keys(keys, G), weights)
     return weights.view(batch)
 
 
-def gradvac(G: Tensor, targets: Tensor, order: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def gradvac(G: Tensor, targets: Tensor, keys: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """The sum of the gradients, each turned until its cosines with the others reach targets.
 
-        v_i = g_i;  for j in order[i]:  phi = cos(v_i, g_j),  t = targets_ij;  if phi < t:
+        v_i = g_i;  for j by rising key:  phi = cos(v_i, g_j),  t = targets_ij;  if phi < t:
             v_i += |v_i| (t sqrt(1 - phi²) - phi sqrt(1 - t²)) / (|g_j| sqrt(1 - t²)) g_j
         targets_ij <- (1 - beta) t + beta phi
 
@@ -214,7 +214,7 @@ def gradvac(G: Tensor, targets: Tensor, order: Tensor, beta: float) -> tuple[Ten
     Args:
         G: Gramian [..., T, T] as in `simplex_minimum`, used as it is.
         targets: cosines [..., T, T] float64 on the CPU; not written to.
-        order: [T, T-1] as in `pcgrad`.
+        keys: [T, T-1] as in `pcgrad`.
         beta: the share of a new cosine in its target, in [0, 1].
 
     Returns:
@@ -230,7 +230,7 @@ def gradvac(G: Tensor, targets: Tensor, order: Tensor, beta: float) -> tuple[Ten
     batch, G = _problems(G)
     weights, new = _empty(G.shape[:-1]), _empty(G.shape)
     given = targets.reshape(G.shape).contiguous()
-    _run("gradvac", G, given, _checked_order(order, G), float(beta), weights, new)
+    _run("gradvac", G, given, _checked_keys(keys, G), float(beta), weights, new)
     return weights.view(batch), new.view(targets.shape)
 
 
@@ -249,11 +249,11 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite and greater than 0, found {value}")
 
 
-def _checked_order(order: Tensor, G: Tensor) -> Tensor:
+def _checked_keys(keys: Tensor, G: Tensor) -> Tensor:
     tasks = G.shape[-1]
-    check_tensor("order", order, ndim=2, dtypes=(torch.int64,), like=G)
-    check_shape("order", order, (tasks, max(tasks - 1, 0)), "[T, T-1]")
-    return order.contiguous()
+    check_tensor("keys", keys, ndim=2, dtypes=(torch.float64,), like=G)
+    check_shape("keys", keys, (tasks, max(tasks - 1, 0)), "[T, T-1]")
+    return keys.contiguous()
 
 
 def _run(op: str, G: Tensor, *arguments: Any) -> None:
@@ -280,12 +280,9 @@ def _solve(op: str, G: Tensor, *arguments: Any, shape: Sequence[int] | None = No
     return solution
 
 
-def _check_values(name: str, values: Any, tasks: int) -> None:
+def _check_values(name: str, values: Any) -> None:
     """What the compiled core checks by itself, for the reference."""
-    if name == "order":
-        if ((values < 0) | (values >= tasks)).any():
-            raise ValueError(f"order must hold tasks 0 to {tasks - 1}, found {values.tolist()}")
-    elif name == "targets":
+    if name == "targets":
         if not (abs(values) <= 1).all():
             raise ValueError("targets must be cosines in [-1, 1]")
     elif not (finite := np.isfinite(values)).all():
@@ -305,7 +302,7 @@ def _declare(op: str, outputs: int, *, threaded: bool = False) -> None:
         solver = getattr(solvers, op)
         given = [x.numpy() if isinstance(x, Tensor) else x for x in arguments[:-outputs]]
         for name, values in zip(inspect.signature(solver).parameters, given, strict=True):
-            _check_values(name, values, tasks=given[0].shape[-1])
+            _check_values(name, values)
         found = solver(*given)
         for out, values in zip(
             arguments[-outputs:], found if outputs > 1 else [found], strict=True

@@ -8,7 +8,7 @@ import torch
 
 from mtlcore.components import Scope, Share, Weighting
 from mtlcore.ops import gradvac
-from mtlcore_plugins.weighting._surgery import random_order
+from mtlcore_plugins.weighting._surgery import random_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,13 +65,13 @@ class GradVac(Weighting):
         if self.targets is None:
             shape = (*gramian.shape[:-2], len(run.tasks), len(run.tasks))
             self.targets = torch.zeros(shape, dtype=torch.float64)
-        order = random_order(run, self.name, len(gradients.present))
+        keys = random_keys(run, self.name, len(gradients.present))
         if [*gradients.present] == [*range(len(run.tasks))]:
-            weights, self.targets = gradvac(gramian, self.targets, order, self.beta)
+            weights, self.targets = gradvac(gramian, self.targets, keys, self.beta)
             return weights
         present = torch.tensor(gradients.present, dtype=torch.long)
         pairs = (..., present[:, None], present)
-        weights, self.targets[pairs] = gradvac(gramian, self.targets[pairs], order, self.beta)
+        weights, self.targets[pairs] = gradvac(gramian, self.targets[pairs], keys, self.beta)
         return weights
 
     def state_dict(self) -> dict[str, Any]:

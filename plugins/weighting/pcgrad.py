@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mtlcore.components import Scope, Weighting
 from mtlcore.ops import pcgrad
-from mtlcore_plugins.weighting._surgery import random_order
+from mtlcore_plugins.weighting._surgery import random_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,4 +50,4 @@ class PCGrad(Weighting):
     def mtlcore_weigh_tasks(self, run: Run, gradients: Gradients) -> Tensor:
         """[T'] or [S, T']: the columns of C, summed."""
         gramian = gradients.gramian(self.scope)
-        return pcgrad(gramian, random_order(run, self.name, gramian.shape[-1]))
+        return pcgrad(gramian, random_keys(run, self.name, gramian.shape[-1]))

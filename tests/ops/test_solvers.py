@@ -26,6 +26,7 @@ from mtlcore.ops import (
     simplex_minimum,
     use_backend,
 )
+from tests.weighting.helpers import keys_of
 
 SOLVERS = ("simplex_minimum", "cone_minimum", "cagrad_minimum", "balance", "equal_projections")
 OPS = (*SOLVERS, "pcgrad", "gradvac")
@@ -90,11 +91,11 @@ def call(op, G, seed=0):
         return balance(G, 0.5)
     if op == "equal_projections":
         return equal_projections(G)
-    order = order_of(tasks, seed)
+    keys = keys_of(order_of(tasks, seed))
     if op == "pcgrad":
-        return pcgrad(G, order)
+        return pcgrad(G, keys)
     targets = 0.3 * torch.ones_like(G)
-    weights, new = gradvac(G, targets, order, 0.5)
+    weights, new = gradvac(G, targets, keys, 0.5)
     return torch.cat([weights[..., None, :], new], dim=-2)
 
 
@@ -379,8 +380,8 @@ def test_surgery_on_coefficients_equals_surgery_on_gradients(name, tasks, seed):
     rows -= 0.9 * rows.mean(0)
     order, targets = order_of(tasks, seed), 0.5 * torch.rand(tasks, tasks).double()
     with use_backend(name):
-        weights = pcgrad(gramian_of(rows), order)
-        vaccinated, new = gradvac(gramian_of(rows), targets, order, 0.1)
+        weights = pcgrad(gramian_of(rows), keys_of(order))
+        vaccinated, new = gradvac(gramian_of(rows), targets, keys_of(order), 0.1)
     update = explicit_pcgrad(rows, order)
     assert (rows.T @ weights - update).norm() <= 1e-10 * update.norm()
     update, expected = explicit_gradvac(rows, targets, order, 0.1)
@@ -390,9 +391,23 @@ def test_surgery_on_coefficients_equals_surgery_on_gradients(name, tasks, seed):
 
 def test_targets_of_0_make_gradvac_pcgrad():
     G = gramian_of(families(0, (8,)))
-    order = order_of(8)
-    weights, _ = gradvac(G, torch.zeros_like(G), order, 0.0)
-    torch.testing.assert_close(weights, pcgrad(G, order), rtol=1e-10, atol=1e-12)
+    keys = keys_of(order_of(8))
+    weights, _ = gradvac(G, torch.zeros_like(G), keys, 0.0)
+    torch.testing.assert_close(weights, pcgrad(G, keys), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_of_equal_keys_the_first_task_is_met_first(name):
+    G = gramian_of(families(0, (6,)))
+    ties = torch.tensor([2.0, 1.0, 2.0, -0.0, 0.0]).double().expand(6, 5)
+    order = torch.tensor([[j + (j >= i) for j in (3, 4, 1, 0, 2)] for i in range(6)])
+    with use_backend(name):
+        weights, new = gradvac(G, 0.3 * torch.ones_like(G), ties, 0.5)
+        expected, targets = gradvac(G, 0.3 * torch.ones_like(G), keys_of(order), 0.5)
+        assert torch.equal(pcgrad(G, ties), pcgrad(G, keys_of(order)))
+        assert not torch.equal(pcgrad(G, ties), pcgrad(G, keys_of(order_of(6))))
+    assert torch.equal(weights, expected)
+    assert torch.equal(new, targets)
 
 
 # -- both backends -------------------------------------------------------------------------------
@@ -480,8 +495,9 @@ def test_a_gradient_of_0_changes_nothing_for_the_others(op, name):
     with use_backend(name):
         if op in ("pcgrad", "gradvac"):
             targets = 0.2 * torch.ones(5, 5).double()
-            more = [targets, order, 0.5] if op == "gradvac" else [order]
-            fewer = [targets[:4, :4], without, 0.5] if op == "gradvac" else [without]
+            more, fewer = [keys_of(order)], [keys_of(without)]
+            if op == "gradvac":
+                more, fewer = [targets, *more, 0.5], [targets[:4, :4], *fewer, 0.5]
             function = {"pcgrad": pcgrad, "gradvac": gradvac}[op]
             found = function(gramian_of(padded), *more)
             expected = function(gramian_of(rows), *fewer)
@@ -519,8 +535,8 @@ def test_only_zero_gradients_have_a_defined_result(op, name):
 
 def test_a_gradient_that_became_0_has_no_cosine():
     rows = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    order = torch.tensor([[1, 2], [0, 2], [0, 1]])
-    weights, new = gradvac(gramian_of(rows), torch.zeros(3, 3).double(), order, 0.5)
+    keys = torch.tensor([[1, 2], [0, 2], [0, 1]]).double()
+    weights, new = gradvac(gramian_of(rows), torch.zeros(3, 3).double(), keys, 0.5)
     assert weights.tolist() == [1 + 2, 1 + 0.5, 1]
     assert new.tolist() == [[0, -0.5, 0], [-0.5, 0, 0], [0, 0, 0]]
 
@@ -563,25 +579,25 @@ def test_what_is_no_gramian_is_refused(argument, error, message):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_other_wrong_arguments_are_refused(name):
     G = torch.eye(3, dtype=torch.float64)
-    order = order_of(3)
+    keys = keys_of(order_of(3))
     wrong = {
         r"U must have shape \[..., R, T\] = \[3, 3\]": lambda: cone_minimum(G, G[:, :2]),
         "U must be finite": lambda: cone_minimum(G, G / 0),
         "c must be finite and greater than 0, found 0": lambda: cagrad_minimum(G, 0),
         "exponent must be finite .* found -1": lambda: balance(G, -1.0),
         "exponent must be finite .* found nan": lambda: balance(G, float("nan")),
-        r"order must have shape \[T, T-1\] = \[3, 2\]": lambda: pcgrad(G, order[:2]),
-        "order must hold tasks 0 to 2, found": lambda: pcgrad(G, order + 1),
-        r"beta must be in \[0, 1\], found 2": lambda: gradvac(G, G, order, 2),
-        r"targets must be cosines in \[-1, 1\]": lambda: gradvac(G, 2 * G, order, 0.5),
-        "targets must be cosines": lambda: gradvac(G, G / 0, order, 0.5),
-        r"targets must have shape": lambda: gradvac(G, G[:2], order, 0.5),
+        r"keys must have shape \[T, T-1\] = \[3, 2\]": lambda: pcgrad(G, keys[:2]),
+        "keys must be finite, found nan": lambda: pcgrad(G, keys * float("nan")),
+        r"beta must be in \[0, 1\], found 2": lambda: gradvac(G, G, keys, 2),
+        r"targets must be cosines in \[-1, 1\]": lambda: gradvac(G, 2 * G, keys, 0.5),
+        "targets must be cosines": lambda: gradvac(G, G / 0, keys, 0.5),
+        r"targets must have shape": lambda: gradvac(G, G[:2], keys, 0.5),
     }  # fmt: skip
     for message, function in wrong.items():
         with use_backend(name), pytest.raises(ValueError, match=message):
             function()
-    with pytest.raises(TypeError, match="order must be int64"):
-        pcgrad(G, order.int())
+    with pytest.raises(TypeError, match="keys must be float64"):
+        pcgrad(G, keys.float())
 
 
 @pytest.mark.parametrize("op", SOLVERS)

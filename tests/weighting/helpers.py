@@ -78,6 +78,11 @@ def assert_close(found, expected, relative):
     assert (found - expected).norm() <= relative * expected.norm()
 
 
+def keys_of(order):
+    """Keys [T, T-1] with which each task meets the others in a given order: their places in it."""
+    return order.argsort(dim=1).double()
+
+
 def assert_permutes(cls, relative=1e-10, **options):
     """Permuted tasks have permuted weights."""
     rows, new = jacobian(7, 3), torch.tensor([3, 0, 6, 1, 5, 2, 4])

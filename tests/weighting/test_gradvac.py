@@ -14,6 +14,7 @@ from tests.weighting.helpers import (
     assert_scopes_are_apart,
     create,
     jacobian,
+    keys_of,
     tasks,
     weigh,
     weights_of_run,
@@ -34,15 +35,15 @@ def test_weights_equal_torchjd_with_the_same_order(count, spread, beta):
         torch.manual_seed(step)
         draws = [torch.randperm(count - 1) for _ in range(count)]
         order = torch.stack([draw + (draw >= i) for i, draw in enumerate(draws)])
-        found, targets = gradvac(rows @ rows.T, targets, order, beta)
+        found, targets = gradvac(rows @ rows.T, targets, keys_of(order), beta)
         assert_close(found, expected, 1e-12)
 
 
 def test_the_first_step_is_that_of_pcgrad():
     rows = jacobian(8, 30)
-    order = torch.tensor([[j for j in range(8) if j != i] for i in range(8)])
-    found, _ = gradvac(rows @ rows.T, torch.zeros(8, 8).double(), order, 0.5)
-    assert_close(found, pcgrad(rows @ rows.T, order), 1e-12)
+    keys = torch.rand(8, 7, dtype=torch.float64)
+    found, _ = gradvac(rows @ rows.T, torch.zeros(8, 8).double(), keys, 0.5)
+    assert_close(found, pcgrad(rows @ rows.T, keys), 1e-12)
     update = EXAMPLE.T @ weigh(GradVac, EXAMPLE)
     assert update.tolist() == pytest.approx([0.5848, 3.8012, 3.8012], abs=1e-4)
 
@@ -131,9 +132,9 @@ def test_permuted_tasks_have_permuted_weights():
     others = [[j for j in range(7) if j != i] for i in range(7)]
     order = torch.from_numpy(np.stack([draw.permutation(row) for row in others]))
     targets = 0.3 * torch.rand(7, 7, dtype=torch.float64)
-    weights, after = gradvac(rows @ rows.T, targets, order, 0.5)
+    weights, after = gradvac(rows @ rows.T, targets, keys_of(order), 0.5)
     gramian, targets = (rows @ rows.T)[new][:, new], targets[new][:, new]
-    found, now = gradvac(gramian, targets, new.argsort()[order[new]], 0.5)
+    found, now = gradvac(gramian, targets, keys_of(new.argsort()[order[new]]), 0.5)
     assert_close(found, weights[new], 1e-10)
     assert_close(now, after[new][:, new], 1e-10)
 

@@ -277,8 +277,8 @@ def equal_projections(G: Array) -> tuple[Array, Array]:
     return np.where((size > NO_DIRECTION)[:, None], y / norms, 0), gaps
 
 
-def pcgrad(G: Array, order: NDArray[np.int64]) -> Array:
-    """Weights [S, T]: the columns of C, summed; task i meets the others as in `order[i]` [T - 1].
+def pcgrad(G: Array, keys: Array) -> Array:
+    """Weights [S, T]: the columns of C, summed; task i meets the others by rising `keys[i]` [T-1].
 
     All tasks and problems take their k-th projection at once: they do not read each other's C.
     """
@@ -288,21 +288,21 @@ def pcgrad(G: Array, order: NDArray[np.int64]) -> Array:
     # A zero gradient conflicts with none: its products are 0, and so is what is taken away.
     inverse = 1 / np.where(squares > 0, squares, 1)
     coefficients = np.zeros(G.shape) + np.eye(tasks)  # C [S, T, T]
-    for other in order.T:  # [T]: the task j that each i meets now
+    for other in _orders(keys).T:  # [T]: the task j that each i meets now
         products = np.einsum("...ij,...ij->...i", coefficients, G[..., other, :])
         coefficients[..., task, other] -= np.minimum(products, 0) * inverse[..., other]
     weights: Array = coefficients.sum(axis=-2)
     return weights
 
 
-def gradvac(G: Array, targets: Array, order: NDArray[np.int64], beta: float) -> tuple[Array, Array]:
+def gradvac(G: Array, targets: Array, keys: Array, beta: float) -> tuple[Array, Array]:
     """Weights [S, T] and the new targets [S, T, T], likewise."""
     tasks = G.shape[-1]
     task = np.arange(tasks)
     norms = np.sqrt(np.maximum(np.diagonal(G, axis1=-2, axis2=-1), 0))
     coefficients = np.zeros(G.shape) + np.eye(tasks)
     targets = targets.copy()
-    for other in order.T:
+    for other in _orders(keys).T:
         products = np.einsum("...ij,...ij->...i", coefficients, G[..., other, :])
         squares = np.einsum("...ij,...jk,...ik->...i", coefficients, G, coefficients)
         total = np.einsum("...ij,...j->...i", abs(coefficients), norms)
@@ -318,6 +318,12 @@ def gradvac(G: Array, targets: Array, order: NDArray[np.int64], beta: float) -> 
         coefficients[..., task, other] += np.where(met & (cosine < target), added, 0)
         targets[..., task, other] = np.where(met, (1 - beta) * stored + beta * cosine, stored)
     return coefficients.sum(axis=-2), targets
+
+
+def _orders(keys: Array) -> NDArray[np.int64]:
+    """The others of each task [T, T-1], lowest key first."""
+    orders = keys.argsort(axis=1, kind="stable")
+    return orders + (orders >= np.arange(len(keys))[:, None])
 
 
 def _with_level(C: Array, a: Array) -> Array:
