@@ -14,6 +14,7 @@ from mtlcore.components import Component
 from mtlcore.errors import (
     Problem,
     RecipeError,
+    UserError,
     did_you_mean,
     fix_of_rule,
     is_quoted_number,
@@ -25,31 +26,42 @@ PREFIX = "option_"
 
 
 def option_model(cls: type[Component]) -> type[BaseModel]:
-    """A pydantic model of the constructor's arguments, and of the options that its kind has.
-
-    Raises TypeError for arguments that a recipe cannot give: untyped, positional, `**kwargs`, or
-    called like an option of the kind.
-    """
+    """A pydantic model of the constructor's arguments, and of the options that its kind has."""
     fields = _common_fields(cls)
-    if cls.__init__ is not object.__init__:
+    if parameters := option_parameters(cls):
         hints = typing.get_type_hints(cls.__init__, include_extras=True)
-        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
         for parameter in parameters:
             name = parameter.name
-            if parameter.kind is not parameter.KEYWORD_ONLY or name not in hints:
-                raise TypeError(
-                    f"option {name!r} of {cls.__module__}.{cls.__qualname__} must be a typed "
-                    f"keyword-only argument, e.g. `def __init__(self, *, {name}: float = 1.0)`"
-                )
-            if PREFIX + name in fields:
-                raise TypeError(
-                    f"option {name!r} of {cls.__module__}.{cls.__qualname__} must have another "
-                    f"name: every {cls.kind} has an option {name!r}"
-                )
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[PREFIX + name] = (hints[name], Field(default, alias=name))
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
     return create_model(cls.__name__, __config__=config, **fields)
+
+
+def option_parameters(cls: type[Component]) -> list[inspect.Parameter]:
+    """The constructor's arguments.
+
+    Raises UserError for those that a recipe cannot give: untyped, positional, `**kwargs`, or called
+    like an option of the kind.
+    """
+    if cls.__init__ is object.__init__:
+        return []
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    common = _common_names(cls)
+    for parameter in parameters:
+        name = parameter.name
+        option = f"option {name!r} of {cls.__module__}.{cls.__qualname__}"
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.annotation is parameter.empty:
+            raise UserError(
+                f"{option} must be a typed keyword-only argument",
+                fix=f"write `def __init__(self, *, {name}: float = 1.0)`, with its own type",
+            )
+        if name in common:
+            raise UserError(
+                f"{option} must have another name: every {cls.kind} has an option {name!r}",
+                fix="call it something else",
+            )
+    return parameters
 
 
 def _common_fields(cls: type[Component]) -> dict[str, Any]:
@@ -65,9 +77,13 @@ def _common_fields(cls: type[Component]) -> dict[str, Any]:
 def common_part(cls: type[Component], options: dict[str, Any]) -> Any:
     """Take those of `cls.common_options` out of the checked options; None if none is given."""
     common = cls.common_options
-    names = [field.name for field in dataclasses.fields(common)] if common else []
-    given = {name: options.pop(name) for name in names if name in options}
+    given = {name: options.pop(name) for name in _common_names(cls) if name in options}
     return common(**given) if common and given else None
+
+
+def _common_names(cls: type[Component]) -> list[str]:
+    common = cls.common_options
+    return [field.name for field in dataclasses.fields(common)] if common else []
 
 
 def check_options(

@@ -71,9 +71,17 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
 
     Case and signs do not count: Nash-MTL is nash_mtl.
     """
-    plain = {_plain(known): known for known in words}
-    matches = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=NEAR)
-    return plain[matches[0]] if matches else None
+    return max(_all_nearest(word, words), default=None)
+
+
+def _all_nearest(word: str, words: Iterable[str]) -> list[str]:
+    """Those that are equally near, in their order."""
+    matcher = difflib.SequenceMatcher(b=_plain(word))
+    alike: dict[float, list[str]] = {NEAR: []}
+    for known in words:
+        matcher.set_seq1(_plain(known))
+        alike.setdefault(matcher.ratio(), []).append(known)
+    return alike[max(alike)]
 
 
 def _plain(word: str) -> str:
@@ -99,9 +107,10 @@ def name_one_in(folder: Path | str) -> str:
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """A fix line: the nearest spelling, or the list of all when none is near."""
-    words = sorted(words)
-    match = nearest(word, words)
-    return f"did you mean {match!r}?" if match else f"known: {', '.join(words) or 'none'}"
+    words = sorted({*words})
+    if matches := _all_nearest(word, words):
+        return f"did you mean {' or '.join(map(repr, matches))}?"
+    return f"known: {', '.join(words) or 'none'}"
 
 
 PLAIN_RULES = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mtlcore.commands import resume_command
 from mtlcore.distributed import any_process, gather
 from mtlcore.errors import UserError, counted
 from mtlcore.run_folder import start_anew
@@ -166,9 +167,10 @@ class Guard:
             found.words(self._step) + ("" if rows else ", though the losses are"),
             where=f"tasks.{rows[0][0]}" if rows else "",
             fix=("look at these rows; " if rows else "")
-            + "go on with --resume and training.on_nonfinite_loss=skip_rows (or "
-            "lower_learning_rate); or begin anew with a lower training.learning_rate, a "
-            "training.max_grad_norm, dtype float32 or smaller task weights",
+            + f"go on with `{resume_command(self.run.folder)} "
+            "training.on_nonfinite_loss=skip_rows` (or lower_learning_rate); or begin anew with a "
+            "lower training.learning_rate, a training.max_grad_norm, dtype float32 or smaller "
+            "task weights",
         )
 
     def _give_up(self, found: NonFinite) -> None:

@@ -30,7 +30,12 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from mtlcore import hookspecs, plugin_sources
-from mtlcore.component_options import check_options, common_part, describe_options
+from mtlcore.component_options import (
+    check_options,
+    common_part,
+    describe_options,
+    option_parameters,
+)
 from mtlcore.components import Component
 from mtlcore.errors import MtlcoreError, UserError, did_you_mean
 from mtlcore.plugin_cache import describe_components as describe_components
@@ -443,6 +448,7 @@ def _checked_info(cls: Any, plugin: Plugin) -> ComponentInfo:
             f"found kind {cls.kind!r} and name {cls.name!r}"
         )
     check_hooks(cls)
+    option_parameters(cls)
     return ComponentInfo(cls.kind, cls.name, cls, plugin)
 
 

@@ -307,6 +307,9 @@ class _Reading:
         place = Place(COMMAND_LINE, None, (Path.cwd(), folder), key.strip())
         above = Document(_nested(path, value), {(): place})
         above.places |= {path[:end]: place for end in range(1, len(path) + 1)}
+        if path[-1] != SHORT_FORMS.get(class_at(path[:-1])):  # else the whole part is another one
+            for end in range(1, len(path)):
+                above.places[path[:end]] = document.places.get(path[:end], place)
         self.translate(above)
         tasks = document.data.get("tasks")
         if (

@@ -18,6 +18,7 @@ from transformers import get_scheduler
 
 from mtlcore import checkpoint
 from mtlcore.checkpoint_writer import CheckpointWriter
+from mtlcore.commands import resume_command
 from mtlcore.conflicts import Effect
 from mtlcore.data.batches import Batch, micro_batches, plan_rows
 from mtlcore.distributed import (
@@ -533,7 +534,7 @@ class Trainer:
         raise RunStopped(
             f"stopped by {signal.name if signal else 'a signal to another process'} after step "
             f"{run.step}, all of which is saved in {run.folder}; to go on, give the same command "
-            "again with --resume"
+            f"again with --resume, or `{resume_command(run.folder)}`"
         )
 
     def _should_stop(self) -> bool:

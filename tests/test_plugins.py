@@ -113,7 +113,7 @@ def test_a_faulty_component_does_not_hide_what_is_wrong_with_another():
     class Faulty(Weighting):
         name = "faulty"
 
-        def __init__(self, c=1):
+        def __init__(self, *, c: "Missing" = 1):  # noqa: F821 - that is the fault
             pass
 
     told = r"weighting\.scop is not an option of 'damped'\n.*mean 'scope'\?$"
@@ -136,14 +136,26 @@ def test_options_called_like_members_of_pydantic_models_work():
 def test_constructors_that_a_recipe_cannot_fill_are_refused(source):
     scope = {"Weighting": Weighting}
     exec(f"class Bad(Weighting):\n  name = 'bad'\n  def __init__(self, {source}): pass", scope)
-    with pytest.raises(TypeError, match="typed keyword-only argument"):
-        plugin_manager(scope["Bad"]).create("weighting", spec("bad", c=1), "w")
+    told = r"a typed keyword-only argument\n  fix: write `def __init__\(self, \*, (c|options): "
+    with pytest.raises(UserError, match=told):
+        plugin_manager(scope["Bad"])
+
+
+def test_a_local_plugin_that_a_recipe_cannot_fill_is_told_with_the_place(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from mtlcore.components import Weighting\n"
+        "class Mine(Weighting):\n  name = 'mine'\n  def __init__(self, *, c=1): pass\n"
+    )
+    with pytest.raises(UserError, match=r"^plugins\.load\[0\]: .*option 'c' of .*Mine must be"):
+        PluginManager.load(local=[str(tmp_path / "mine.py")])
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_other_kinds():
     manager = PluginManager.load(environ={"MTLCORE_NO_PLUGINS": "1"})
     with pytest.raises(UserError, match=r"weighting 'pcgrd' is not known\n.*did you mean 'pcgrad'"):
         manager.create("weighting", spec("pcgrd"), "weighting")
+    with pytest.raises(UserError, match="did you mean 'imtl_g' or 'imtl_l'\\?"):
+        manager.create("weighting", spec("IMTL"), "weighting")
     with pytest.raises(UserError, match="there is a component 'pcgrad' of kind weighting"):
         manager.create("sampling", spec("pcgrad"), "sampling")
 

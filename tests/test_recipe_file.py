@@ -376,6 +376,25 @@ def test_wrong_overrides_name_the_command_line(
     assert fix in problem.fix
 
 
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (("weighting.scope=layer",), "recipe.yaml:3, weighting"),
+        (("weighting=other", "weighting.scope=layer"), "command line, weighting"),
+        (("weighting.scope=layer", "weighting.name=other"), "command line, weighting.name"),
+    ],
+)
+def test_a_part_is_where_its_name_was_given(
+    overrides: tuple[str, ...], where: str, write: Write
+) -> None:
+    """Not where an option of it was."""
+    text = (
+        "model: {name_or_path: tiny}\ntasks: {a: {train: imdb, format: text}}\nweighting: pcgrad\n"
+    )
+    loaded = read(text, write, *overrides)
+    assert loaded.located(Problem("weighting", "wrong")).where == where
+
+
 # -- other tools' names ------------------------------------------------------------------------
 
 

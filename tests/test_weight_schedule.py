@@ -248,8 +248,8 @@ def test_an_option_of_a_method_cannot_be_called_like_one_of_all() -> None:
         def __init__(self, *, every: int = 1) -> None:
             self.every = every
 
-    with pytest.raises(TypeError, match="every weighting has an option 'every'"):
-        plugin_manager(Clash).create("weighting", SimpleNamespace(name="clash", options={}), "w")
+    with pytest.raises(UserError, match="every weighting has an option 'every'"):
+        plugin_manager(Clash)
 
 
 class Turning(Weighting):

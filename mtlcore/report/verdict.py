@@ -91,18 +91,22 @@ def sentences(files: RunFiles) -> list[str]:
 
 def _score_words(files: RunFiles) -> str:
     value, split, interval = _overall(files)
-    if value is None and files.split is not None:
-        return f"No task has a metric, so that there is no overall score on {files.split}."
-    if value is None:
+    if value is None and files.split is None:
         return "The run was not scored yet."
+    split = split or str(files.split)
     scored = mapping(files.scores[split].get("tasks")) if split in files.scores else {}
     tasks = [task for task in files.tasks if task in scored] or files.tasks
     main = [task for task in tasks if files.task_recipe(task).get("role") != "auxiliary"] or tasks
+    kind = "main task" if len(main) < len(tasks) else "task"
     counted = [
         task
         for task in main
         if (metrics_in(mapping(scored[task])) if scored else files.metrics_of(task))
-    ] or main
+    ]
+    if value is None:
+        why = f"the score of a {kind} is no number" if counted else f"no {kind} has a metric"
+        return f"There is no overall score on {split}: {why}."
+    counted = counted or main
     count = len(counted)
     within = span(interval.get("low"), interval.get("high"))
     text = f"The overall score on {split} is {number(value)}"
@@ -110,8 +114,7 @@ def _score_words(files: RunFiles) -> str:
     spec = files.recipe.get("overall")
     name = spec.get("name") if isinstance(spec, dict) else spec
     how = f", the {str(name).replace('_', ' ')} of" if name else " over"
-    kind = "main tasks" if len(main) < len(tasks) else "tasks"
-    text += f"{how} {count} {kind}." if count != 1 else f", for one task, {counted[0]}."
+    text += f"{how} {count} {kind}s." if count != 1 else f", for one task, {counted[0]}."
     without = [task for task in main if task not in counted]
     if without:
         text += f" Without a metric: {', '.join(without)}."

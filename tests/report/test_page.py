@@ -182,11 +182,13 @@ def test_the_verdict_counts_the_tasks_that_have_a_metric(run: Path) -> None:
 def test_a_run_without_metrics_is_told_to_be_scored(run: Path) -> None:
     at = run / "predictions" / "test" / "scores.json"
     scores = json.loads(at.read_text())
+    (run / "metrics.jsonl").unlink()
+    write(at, {**scores, "overall": None})
+    told = "There is no overall score on test: "
+    assert f"{told}the score of a main task is no number." in Page(render(run)).text
     tasks = {name: {"loss": 1.5, "rows": 60} for name in scores["tasks"]}
     write(at, {"split": "test", "tasks": tasks, "loss": 1.5, "overall": None})
-    (run / "metrics.jsonl").unlink()
-    text = Page(render(run)).text
-    assert "No task has a metric, so that there is no overall score on test." in text
+    assert f"{told}no main task has a metric." in Page(render(run)).text
 
 
 def test_the_verdict_tells_scores_gains_and_failed_audits(whole: Path) -> None:
