@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticSchemaGenerationError
 
 from mtlcore.components import Component
 from mtlcore.errors import (
@@ -26,42 +27,55 @@ PREFIX = "option_"
 
 
 def option_model(cls: type[Component]) -> type[BaseModel]:
-    """A pydantic model of the constructor's arguments, and of the options that its kind has."""
+    """A pydantic model of the constructor's arguments, and of the options that its kind has.
+
+    Raises UserError for arguments that a recipe cannot give: untyped, positional, `**kwargs`, of a
+    type that is not known or that JSON values do not fill, or called like an option of the kind.
+    """
     fields = _common_fields(cls)
-    if parameters := option_parameters(cls):
-        hints = typing.get_type_hints(cls.__init__, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    if cls.__init__ is not object.__init__:
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    try:
+        hints = typing.get_type_hints(cls.__init__, include_extras=True) if parameters else {}
         for parameter in parameters:
+            _check_parameter(cls, parameter)
             name = parameter.name
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[PREFIX + name] = (hints[name], Field(default, alias=name))
-    config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    return create_model(cls.__name__, __config__=config, **fields)
+        config = ConfigDict(extra="forbid", allow_inf_nan=False)
+        return create_model(cls.__name__, __config__=config, **fields)
+    except NameError as error:
+        raise UserError(
+            f"a type of the options of {cls.kind} {cls.name!r} is not known: {error}",
+            fix="import it outside of `if TYPE_CHECKING:`",
+        ) from error
+    except PydanticSchemaGenerationError as error:
+        reason, *_ = str(error).splitlines()
+        raise UserError(
+            f"an option of {cls.kind} {cls.name!r} has a type that no recipe can give: {reason}",
+            fix="use numbers, text, booleans, lists or dicts of them, or a pydantic model",
+        ) from error
 
 
-def option_parameters(cls: type[Component]) -> list[inspect.Parameter]:
-    """The constructor's arguments.
-
-    Raises UserError for those that a recipe cannot give: untyped, positional, `**kwargs`, or called
-    like an option of the kind.
-    """
-    if cls.__init__ is object.__init__:
-        return []
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    common = _common_names(cls)
-    for parameter in parameters:
-        name = parameter.name
-        option = f"option {name!r} of {cls.__module__}.{cls.__qualname__}"
-        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.annotation is parameter.empty:
-            raise UserError(
-                f"{option} must be a typed keyword-only argument",
-                fix=f"write `def __init__(self, *, {name}: float = 1.0)`, with its own type",
-            )
-        if name in common:
-            raise UserError(
-                f"{option} must have another name: every {cls.kind} has an option {name!r}",
-                fix="call it something else",
-            )
-    return parameters
+def _check_parameter(cls: type[Component], parameter: inspect.Parameter) -> None:
+    name = parameter.name
+    option = f"option {name!r} of {cls.kind} {cls.name!r}"
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        raise UserError(
+            f"{option} stands for any number of arguments",
+            fix="give each option a name and a type: `def __init__(self, *, c: float = 1.0)`",
+        )
+    if parameter.kind is not parameter.KEYWORD_ONLY or parameter.annotation is parameter.empty:
+        raise UserError(
+            f"{option} must be a typed keyword-only argument",
+            fix=f"write `def __init__(self, *, {name}: float = 1.0)`, with its own type",
+        )
+    if name in _common_names(cls):
+        raise UserError(
+            f"{option} must have another name: every {cls.kind} has an option {name!r}",
+            fix="call it something else",
+        )
 
 
 def _common_fields(cls: type[Component]) -> dict[str, Any]:
@@ -149,7 +163,6 @@ def _problem(
             fix = did_you_mean(option, known)
         else:
             message, fix = f"{cls.name!r} has no options", f"remove {option}"
-        # Not by their models: a faulty component is told of when it is used.
         having = [o.name for o in others if option in inspect.signature(o).parameters]
         if having:
             fix += f" ({option} is an option of {', '.join(sorted(having))})"

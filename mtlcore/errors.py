@@ -66,6 +66,10 @@ NEAR = 0.6
 """How alike two spellings are that may be meant for each other, of 1."""
 
 
+MOST_NAMED = 3
+"""So many spellings are named that are equally near."""
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The spelling among `words` that comes nearest to `word`, if any is near.
 
@@ -109,7 +113,7 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     """A fix line: the nearest spelling, or the list of all when none is near."""
     words = sorted({*words})
     if matches := _all_nearest(word, words):
-        return f"did you mean {' or '.join(map(repr, matches))}?"
+        return f"did you mean {' or '.join(map(repr, matches[:MOST_NAMED]))}?"
     return f"known: {', '.join(words) or 'none'}"
 
 

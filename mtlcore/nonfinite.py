@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtlcore.commands import resume_command
 from mtlcore.distributed import any_process, gather
 from mtlcore.errors import UserError, counted
 from mtlcore.run_folder import start_anew
@@ -167,10 +166,9 @@ class Guard:
             found.words(self._step) + ("" if rows else ", though the losses are"),
             where=f"tasks.{rows[0][0]}" if rows else "",
             fix=("look at these rows; " if rows else "")
-            + f"go on with `{resume_command(self.run.folder)} "
-            "training.on_nonfinite_loss=skip_rows` (or lower_learning_rate); or begin anew with a "
-            "lower training.learning_rate, a training.max_grad_norm, dtype float32 or smaller "
-            "task weights",
+            + "go on with --resume and training.on_nonfinite_loss=skip_rows (or "
+            "lower_learning_rate); or begin anew with a lower training.learning_rate, a "
+            "training.max_grad_norm, dtype float32 or smaller task weights",
         )
 
     def _give_up(self, found: NonFinite) -> None:
@@ -178,8 +176,8 @@ class Guard:
         if self.in_a_row == LONGEST:
             raise UserError(
                 f"{found.words(self._step)}; the {LONGEST} steps before made no update either",
-                fix=f"{start_anew(self.run.folder, self.run.step - LONGEST)}, with a lower "
-                "training.learning_rate; and look at the rows and the model",
+                fix="look at the rows and the model, lower training.learning_rate and "
+                + start_anew(self.run.folder, self.run.step - LONGEST),
             )
         self.in_a_row += 1
         self.makes_update = False

@@ -34,7 +34,7 @@ from mtlcore.component_options import (
     check_options,
     common_part,
     describe_options,
-    option_parameters,
+    option_model,
 )
 from mtlcore.components import Component
 from mtlcore.errors import MtlcoreError, UserError, did_you_mean
@@ -448,7 +448,8 @@ def _checked_info(cls: Any, plugin: Plugin) -> ComponentInfo:
             f"found kind {cls.kind!r} and name {cls.name!r}"
         )
     check_hooks(cls)
-    option_parameters(cls)
+    if plugin.origin != "first-party":  # ours are made when they are used: listing them is quick
+        option_model(cls)
     return ComponentInfo(cls.kind, cls.name, cls, plugin)
 
 

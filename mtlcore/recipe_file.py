@@ -31,7 +31,7 @@ from mtlcore.recipe import (
     class_at,
 )
 from mtlcore.recipe_aliases import Translator, spread_over_tasks
-from mtlcore.recipe_checks import FieldProblem, KeyPath
+from mtlcore.recipe_checks import FieldProblem, KeyPath, dotted
 from mtlcore.recipe_paths import resolve_paths
 from mtlcore.recipe_rest import Rest, rest_of
 from mtlcore.recipe_validate import validate
@@ -305,11 +305,10 @@ class _Reading:
             return document
         # a path typed in a shell is relative to where one stands
         place = Place(COMMAND_LINE, None, (Path.cwd(), folder), key.strip())
-        above = Document(_nested(path, value), {(): place})
-        above.places |= {path[:end]: place for end in range(1, len(path) + 1)}
-        if path[-1] != SHORT_FORMS.get(class_at(path[:-1])):  # else the whole part is another one
-            for end in range(1, len(path)):
-                above.places[path[:end]] = document.places.get(path[:end], place)
+        above = Document(_nested(path, value), _places_of(path, value, place, document))
+        if not isinstance(value, dict):  # nothing of what was there stays
+            for below in [found for found in document.places if found[: len(path)] == path]:
+                del document.places[below]
         self.translate(above)
         tasks = document.data.get("tasks")
         if (
@@ -400,6 +399,34 @@ def _with_default_names(document: Document, path: KeyPath) -> Document:
         if here is None and isinstance(default, ComponentSpec):
             return merge(document, Document(_nested(path[:end], default.name), {}))
     return document
+
+
+def _places_of(path: KeyPath, value: Any, place: Place, document: Document) -> dict[KeyPath, Place]:
+    """The places of an override: a part around it that is there already keeps its own."""
+    places: dict[KeyPath, Place] = {(): place}
+    here: Any = document.data
+    indexed: KeyPath = ()  # the path with numbers for the items of lists
+    for end, key in enumerate(path, start=1):
+        is_item = isinstance(here, list) and key in _indices(here)
+        indexed = (*indexed, int(key) if is_item else key)
+        is_there = is_item or (isinstance(here, dict) and key in here)
+        here = here[indexed[-1]] if is_there else None
+        becomes_another = path[end:] == (SHORT_FORMS.get(class_at(path[:end])),)
+        if not is_there or becomes_another:
+            places[path[:end]] = place
+    for start in (path, indexed):
+        for inner in _paths_in(value):
+            places[start + inner] = replace(place, key=dotted((*path, *inner)))
+    return places
+
+
+def _paths_in(value: Any) -> Iterator[KeyPath]:
+    """The path to a value, (), and those to all that it holds."""
+    yield ()
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from ((key, *inner) for inner in _paths_in(item))
 
 
 def _indices(items: list[Any]) -> set[str]:

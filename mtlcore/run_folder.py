@@ -39,7 +39,7 @@ def start_anew(run_folder: Path, last_good: int) -> str:
     """A fix: what to begin a new run from, if this one was sound up to a step."""
     found = newest_until(run_folder, last_good)
     if found is None:
-        return f"begin anew: there is no checkpoint of step {last_good} or before"
+        return f"begin anew (there is no checkpoint of step {last_good} or before)"
     return (
         f"begin another run (another training.output_dir) from the weights of {found}: "
         f"start: {{run: {run_folder}, step: {step_of(found)}}}"

@@ -18,7 +18,6 @@ from transformers import get_scheduler
 
 from mtlcore import checkpoint
 from mtlcore.checkpoint_writer import CheckpointWriter
-from mtlcore.commands import resume_command
 from mtlcore.conflicts import Effect
 from mtlcore.data.batches import Batch, micro_batches, plan_rows
 from mtlcore.distributed import (
@@ -30,7 +29,7 @@ from mtlcore.distributed import (
     sum_by_name,
     world_size,
 )
-from mtlcore.errors import MtlcoreError, UserError
+from mtlcore.errors import MtlcoreError, UserError, counted
 from mtlcore.files import append_text, make_folder, replacing
 from mtlcore.gradients import Direction, Gradients, folds_rows
 from mtlcore.judge import Judge
@@ -274,11 +273,15 @@ class Trainer:
         )
         if weights is None:
             raise MtlcoreError("no component answered mtlcore_weigh_tasks")
+        self._require_one_for_each_task(weights)
         values = weights.vector if isinstance(weights, Direction) else weights
         if not torch.isfinite(values).all():
-            raise MtlcoreError(
+            raise UserError(
                 f"step {run.step + 1}: the weighting {run.weighting.name!r} gave weights that "
-                f"are not finite: {values.tolist() if values.numel() < 100 else '...'}"
+                f"are not finite: {values.tolist() if values.numel() < 100 else '...'}",
+                where="weighting",
+                fix="give it other options or take another one; a component of yours: "
+                "mtlcore.testing.check_weighting",
             )
         dtype = self.gradients.arena.dtype
         if not torch.isfinite(values.to(dtype)).all():
@@ -290,6 +293,24 @@ class Trainer:
                 fix="give it options that make smaller weights",
             )
         return weights
+
+    def _require_one_for_each_task(self, weights: object) -> None:
+        if isinstance(weights, Direction):
+            return
+        count = len(self.gradients.present)
+        if isinstance(weights, Tensor):
+            if weights.ndim in (1, 2) and weights.shape[-1] == count:
+                return
+            found = f"weights of shape {list(weights.shape)}"
+        else:
+            found = repr(weights)
+        raise UserError(
+            f"step {self.run.step + 1}: the weighting {self.run.weighting.name!r} gave {found}, "
+            f"not a tensor [{count}] for the {counted(count, 'task')} of the step",
+            where="weighting",
+            fix="return a weight for each of gradients.present, which "
+            "mtlcore.testing.check_weighting checks",
+        )
 
     def _penalties(
         self, batch: Batch | None, outputs: Outputs | None, share: float = 1.0
@@ -534,7 +555,7 @@ class Trainer:
         raise RunStopped(
             f"stopped by {signal.name if signal else 'a signal to another process'} after step "
             f"{run.step}, all of which is saved in {run.folder}; to go on, give the same command "
-            f"again with --resume, or `{resume_command(run.folder)}`"
+            "again with --resume"
         )
 
     def _should_stop(self) -> bool:

@@ -37,8 +37,9 @@ class LossWatchdog:
             f"the mean loss was above {self.threshold:g} for {self.above} steps in a row, up to "
             f"step {record.step}: {record.loss:.3f} ({losses})",
             where="training.loss_watchdog_threshold",
-            fix=f"{start_anew(self.run.folder, record.step - self.above)}, with a lower "
-            "training.learning_rate; or go on with --resume and a higher threshold",
+            fix="lower training.learning_rate and "
+            f"{start_anew(self.run.folder, record.step - self.above)}; or go on with --resume and "
+            "a higher threshold",
         )
 
     def state(self) -> dict[str, Any]:

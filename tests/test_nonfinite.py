@@ -186,10 +186,7 @@ def test_a_run_that_stopped_goes_on_with_another_policy(inf_model: Path, tmp_pat
     """And ends as one that had the policy from the start."""
     keys = {"save_steps": 1, "per_device_train_batch_size": 2, "seed": 3}
     recipe = recipe_in(tmp_path / "stopped", inf_model, **keys)
-    told = (
-        r"loss is not finite at step [2-6] for .* row \d+(.|\n)*go on with `mtlcore train .*/recipe"
-    )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=r"loss is not finite at step [2-6] for .* row \d+"):
         mtlcore.train(recipe)
     resumed = mtlcore.train(recipe, ["training.on_nonfinite_loss=skip_rows"], resume=True)
     whole = recipe_in(tmp_path / "whole", inf_model, on_nonfinite_loss="skip_rows", **keys)
@@ -420,7 +417,7 @@ def test_the_watchdog_names_step_losses_and_the_last_good_checkpoint(
         assert "checkpoints/step-000003: start: " in problem.fix
         assert problem.where.endswith(", training.loss_watchdog_threshold")
     # What the fix says works.
-    start = re.search(r"start: (\{.*\}), with", problem.fix)[1]
+    start = re.search(r"start: (\{.*\}); or", problem.fix)[1]
     keys = {"learning_rate": 1e-5, "max_steps": 2}
     anew = recipe_in(tmp_path / "b", tiny_model, {"start": start}, **keys)
     assert mtlcore.train(anew).step == 2

@@ -395,6 +395,54 @@ def test_a_part_is_where_its_name_was_given(
     assert loaded.located(Problem("weighting", "wrong")).where == where
 
 
+def test_what_an_override_holds_is_where_it_was_given(write: Write, tmp_path: Path) -> None:
+    text = """
+        model: {name_or_path: tiny}
+        tasks: {a: {train: imdb, format: text, metrics: [loss]}}
+        weighting: {name: cagrad, c: 0.5}
+        regularization: [{name: ewc, strength: 1}]
+        """
+    whole = ["weighting={name: cagrad, c: 1}", "regularization=[{name: ewc, strength: 2}]"]
+    loaded = read(text, write, *whole)
+    for key in ("weighting.c", "weighting.name", "regularization[0].strength"):
+        assert loaded.located(Problem(key, "wrong")).where == f"command line, {key}"
+    loaded = read(text, write, "regularization.0.strength=2")
+    found = loaded.located(Problem("regularization[0].strength", "wrong")).where
+    assert found == "command line, regularization.0.strength"
+    assert loaded.located(Problem("regularization[0].name", "wrong")).where.startswith(
+        "recipe.yaml:5"
+    )
+
+
+def test_a_part_of_a_mapping_is_not_where_an_option_of_it_was_given() -> None:
+    data = {
+        "model": {"name_or_path": "tiny"},
+        "tasks": {"a": {"train": "imdb", "format": "text"}},
+        "weighting": "pcgrd",
+    }
+    loaded = recipe_from_mapping(data, ["weighting.scope=layer"])
+    where = loaded.located(Problem("weighting", "wrong")).where
+    assert "weighting" in where
+    assert "command line" not in where
+
+
+def test_a_file_named_within_an_overridden_part_is_looked_up_where_one_stands(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(
+        "model: tiny\ntasks: {a: {train: {path: far.jsonl}, format: text}}\nplugins: [./far.py]\n"
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("near.jsonl", "near.py"):
+        (here / name).touch()
+    monkeypatch.chdir(here)
+    overrides = ["tasks.a.train={path: near.jsonl}", "plugins=[./near.py]"]
+    recipe = read_recipe("../recipe.yaml", overrides).recipe
+    assert str(here / "near.jsonl") in repr(recipe.tasks["a"].train)
+    assert str(here / "near.py") in repr(recipe.plugins)
+
+
 # -- other tools' names ------------------------------------------------------------------------
 
 

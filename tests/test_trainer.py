@@ -204,6 +204,31 @@ def test_epochs_count_the_rows_of_the_largest_task(tiny_model: Path, tmp_path: P
     assert steps == math.ceil(2 * 40 / (6 * 40 / 76))
 
 
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ("torch.ones(2)", r"gave weights of shape \[2\], not a tensor \[3\] for the 3 tasks"),
+        ("torch.ones(())", r"gave weights of shape \[\], not"),
+        ("[1, 2, 3]", r"gave \[1, 2, 3\], not a tensor \[3\]"),
+        ("torch.ones(3) / 0", r"gave weights that are not finite: \[inf, inf, inf\]"),
+    ],
+)
+def test_a_weighting_that_gives_wrong_weights_is_named(
+    weights: str, told: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom mtlcore.components import Weighting\n\n"
+        "class Mine(Weighting):\n    name = 'mine'\n\n"
+        f"    def mtlcore_weigh_tasks(self):\n        return {weights}\n"
+    )
+    recipe = write_tiny_recipe(tmp_path, tiny_model, weighting="mine", plugins="[./mine.py]")
+    told = (
+        rf"recipe\.yaml:\d+, weighting: step 1: the weighting 'mine' {told}(.|\n)*fix: .*check_weig"
+    )
+    with pytest.raises(UserError, match=told):
+        mtlcore.train(recipe)
+
+
 def test_a_loss_that_is_not_finite_names_step_task_and_row(
     tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtlcore.cache import cache_folder
+from mtlcore.commands import resume_command
 from mtlcore.demo.model import fetch_model
 from mtlcore.demo.tiny import make_tiny_model
 from mtlcore.errors import UserError
@@ -58,6 +59,7 @@ def run_demo(tiny: bool = False, overrides: Sequence[str] = (), out: Path | None
 
     from mtlcore.progress import scoring
     from mtlcore.run import Run, write_json
+    from mtlcore.stop_signals import RunStopped
     from mtlcore.trainer import Trainer
 
     with loaded.locating_errors():
@@ -75,8 +77,11 @@ def run_demo(tiny: bool = False, overrides: Sequence[str] = (), out: Path | None
     rows = sum(len(task.test or ()) for task in run.tasks)
     with scoring(rows) as progress:
         before = run.evaluate("test", save_as="before", progress=progress)
-    with loaded.locating_errors():
-        Trainer(run).train()
+    try:
+        with loaded.locating_errors():
+            Trainer(run).train()
+    except RunStopped as stopped:
+        raise RunStopped(f"{stopped} (of the demo: {resume_command(folder)})") from None
     console.print("scoring the tuned model on the test rows")
     with scoring(rows) as progress:
         after = run.evaluate("test", save_as="after", progress=progress)

@@ -7,7 +7,7 @@ from typing import Any
 from mtlcore.report.blocks import Card, Tone
 from mtlcore.report.charts import finite
 from mtlcore.report.files import RunFiles, mapping
-from mtlcore.report.results import Gain, gains, metrics_in, name_of, others
+from mtlcore.report.results import Gain, gains, metrics_in, name_of, others, primary_of
 from mtlcore.report.rows import latest_findings, status
 from mtlcore.report.text import duration, number, percent, span
 from mtlcore.report.training import last_step, total_seconds, totals
@@ -104,8 +104,7 @@ def _score_words(files: RunFiles) -> str:
         if (metrics_in(mapping(scored[task])) if scored else files.metrics_of(task))
     ]
     if value is None:
-        why = f"the score of a {kind} is no number" if counted else f"no {kind} has a metric"
-        return f"There is no overall score on {split}: {why}."
+        return f"There is no overall score on {split}: {_why_none(files, main, scored)}."
     counted = counted or main
     count = len(counted)
     within = span(interval.get("low"), interval.get("high"))
@@ -120,6 +119,21 @@ def _score_words(files: RunFiles) -> str:
         text += f" Without a metric: {', '.join(without)}."
     left = len(files.tasks) - len(tasks)
     return f"{text} Tasks not scored: {left}." if left else text
+
+
+def _why_none(files: RunFiles, main: list[str], scored: dict[str, Any]) -> str:
+    """Why the scores of the main tasks make no overall score."""
+    found = {task: mapping(scored[task]) for task in main if task in scored}
+    if not any(files.task_recipe(task).get("role") != "auxiliary" for task in found):
+        return "no main task was scored"
+    if not any(map(metrics_in, found.values())):
+        return "no task has a metric"
+    bad = [
+        task
+        for task, scores in found.items()
+        if finite(scores.get(primary_of(files, task, scores) or "")) is None
+    ]
+    return f"that of {', '.join(bad)} is no number" if bad else "it is no number"
 
 
 def _gain_words(files: RunFiles) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,27 @@ def test_the_tiny_demo_trains_scores_and_exports(
         "scores.json",
         *(f"{name}.jsonl" for name in DEMO_TASKS),
     }
+
+
+def test_a_stopped_demo_tells_how_its_training_goes_on(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTLCORE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "stop.py").write_text(
+        "import os, signal\nfrom mtlcore.hookspecs import hookimpl\n\n@hookimpl\n"
+        "def mtlcore_step_end(run, record):\n"
+        "    if run.step == 1:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    few = [f"tasks.{name}.max_rows=4" for name in DEMO_TASKS]
+    steps = ["training.max_steps=2", "training.eval_max_rows=2"]
+    plugin = f"plugins=[{tmp_path / 'stop.py'}]"
+    code, _, error = cli("demo", "--tiny", *steps, *few, plugin, "--out", tmp_path / "demo")
+    assert code == 75
+    _, asked, rest = error.partition("with --resume (of the demo: mtlcore ")
+    assert asked
+    code, _, error = cli(*shlex.split(rest.partition(")")[0]))
+    assert code == 0, error
+    assert losses(tmp_path / "demo")[-1][0] == 2
 
 
 def test_a_demo_needs_a_metric_of_each_task(

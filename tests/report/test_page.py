@@ -185,10 +185,15 @@ def test_a_run_without_metrics_is_told_to_be_scored(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
     write(at, {**scores, "overall": None})
     told = "There is no overall score on test: "
-    assert f"{told}the score of a main task is no number." in Page(render(run)).text
+    assert f"{told}it is no number." in Page(render(run)).text
+    broken = {**scores["tasks"], "spelling": {**scores["tasks"]["spelling"], "exact_match": None}}
+    write(at, {**scores, "tasks": broken, "overall": None})
+    assert f"{told}that of spelling is no number." in Page(render(run)).text
     tasks = {name: {"loss": 1.5, "rows": 60} for name in scores["tasks"]}
     write(at, {"split": "test", "tasks": tasks, "loss": 1.5, "overall": None})
-    assert f"{told}no main task has a metric." in Page(render(run)).text
+    assert f"{told}no task has a metric." in Page(render(run)).text
+    write(at, {"split": "test", "tasks": {}, "loss": 1.5, "overall": None})
+    assert f"{told}no main task was scored." in Page(render(run)).text
 
 
 def test_the_verdict_tells_scores_gains_and_failed_audits(whole: Path) -> None:
