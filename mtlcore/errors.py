@@ -73,7 +73,7 @@ MOST_NAMED = 3
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The spelling among `words` that comes nearest to `word`, if any is near.
 
-    Case and signs do not count: Nash-MTL is nash_mtl.
+    Case and signs do not count: Nash-MTL is nash_mtl. Of equals, the last by the alphabet.
     """
     return max(_all_nearest(word, words), default=None)
 

@@ -414,7 +414,7 @@ def _places_of(path: KeyPath, value: Any, place: Place, document: Document) -> d
         becomes_another = path[end:] == (SHORT_FORMS.get(class_at(path[:end])),)
         if not is_there or becomes_another:
             places[path[:end]] = place
-    for start in (path, indexed):
+    for start in (path, indexed):  # aliases are looked for by the text, problems by numbers
         for inner in _paths_in(value):
             places[start + inner] = replace(place, key=dotted((*path, *inner)))
     return places

@@ -395,7 +395,7 @@ def test_a_part_is_where_its_name_was_given(
     assert loaded.located(Problem("weighting", "wrong")).where == where
 
 
-def test_what_an_override_holds_is_where_it_was_given(write: Write, tmp_path: Path) -> None:
+def test_what_an_override_holds_is_where_it_was_given(write: Write) -> None:
     text = """
         model: {name_or_path: tiny}
         tasks: {a: {train: imdb, format: text, metrics: [loss]}}

@@ -97,15 +97,13 @@ def _score_words(files: RunFiles) -> str:
     scored = mapping(files.scores[split].get("tasks")) if split in files.scores else {}
     tasks = [task for task in files.tasks if task in scored] or files.tasks
     main = [task for task in tasks if files.task_recipe(task).get("role") != "auxiliary"] or tasks
-    kind = "main task" if len(main) < len(tasks) else "task"
+    if value is None:
+        return f"There is no overall score on {split}: {_why_none(files, main, scored)}."
     counted = [
         task
         for task in main
         if (metrics_in(mapping(scored[task])) if scored else files.metrics_of(task))
-    ]
-    if value is None:
-        return f"There is no overall score on {split}: {_why_none(files, main, scored)}."
-    counted = counted or main
+    ] or main
     count = len(counted)
     within = span(interval.get("low"), interval.get("high"))
     text = f"The overall score on {split} is {number(value)}"
@@ -113,7 +111,8 @@ def _score_words(files: RunFiles) -> str:
     spec = files.recipe.get("overall")
     name = spec.get("name") if isinstance(spec, dict) else spec
     how = f", the {str(name).replace('_', ' ')} of" if name else " over"
-    text += f"{how} {count} {kind}s." if count != 1 else f", for one task, {counted[0]}."
+    kind = "main tasks" if len(main) < len(tasks) else "tasks"
+    text += f"{how} {count} {kind}." if count != 1 else f", for one task, {counted[0]}."
     without = [task for task in main if task not in counted]
     if without:
         text += f" Without a metric: {', '.join(without)}."
